@@ -1,0 +1,55 @@
+/*
+ * CPUID policy: what the guest sees, the same under both engines. One table: host leaves, less what the machine does not
+ * model, less (for CPU_BASELINE) what is beyond x86-64-v2. Plus hypervisor leaves 0x40000000/1/0x10 with KVM's signature.
+ */
+#ifndef CPU_CPUID_H
+#define CPU_CPUID_H
+
+#include "cpu/state.h"
+#include "base/error.h"
+
+struct cpuid_regs {
+	uint32_t eax, ebx, ecx, edx;
+};
+
+enum cpu_model { CPU_MAX, CPU_BASELINE };
+
+#define CPUID_MAX_ENTRIES 128
+
+struct cpuid_entry {
+	uint32_t leaf, subleaf;
+	bool has_subleaf; /* subleaf is significant */
+	struct cpuid_regs r;
+};
+
+struct cpuid_policy {
+	enum cpu_model model;
+	unsigned ncpus;
+	uint32_t tsc_khz;
+	unsigned count;
+	struct cpuid_entry e[CPUID_MAX_ENTRIES];
+	/* Derived, for the engines: */
+	uint64_t xcr0_allowed;   /* bits that XSETBV may set */
+	uint64_t cr4_allowed;    /* bits that MOV CR4 may set */
+	uint64_t efer_allowed;   /* bits that WRMSR EFER may set */
+	unsigned phys_bits;      /* MAXPHYADDR shown to the guest */
+};
+
+/* Build the table for this host. tsc_khz: frequency of the host TSC (see tsc_khz_measure). */
+bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz, struct error *err);
+
+/*
+ * What CPUID returns on vCPU s now: the table, with the dynamic bits (OSXSAVE, OSPKE, APIC enable, initial APIC id,
+ * x2APIC id, XSAVE size of leaf 0xd for the current xcr0) filled in. Unknown leaves follow the manual (Intel: the
+ * last basic leaf; AMD: zeros; by vendor).
+ */
+struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_state *s, uint32_t leaf, uint32_t subleaf);
+
+/* Feature test on the static table, e.g. cpuid_has(p, 7, 0, CPUID_EBX, 5). */
+enum cpuid_reg { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
+bool cpuid_has(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg, unsigned bit);
+
+/* Frequency of the host TSC in kHz: CPUID leaves 0x15/0x40000010 where they say it, else measured (some 20 ms). 0: no invariant TSC. */
+uint32_t tsc_khz_measure(void);
+
+#endif
