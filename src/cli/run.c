@@ -1,0 +1,310 @@
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backend/char/chardev.h"
+#include "base/log.h"
+#include "machine/machine.h"
+#include "machine/micro.h"
+#include "machine/pick.h"
+
+#define DEFAULT_RAM (512 * MIB)
+#define DEFAULT_DEBUG_EXIT_PORT 0xf4
+
+struct run_options {
+	struct machine_config cfg;
+	enum engine_kind engine;
+	bool quiet;
+	bool help;
+};
+
+enum {
+	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
+	OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP,
+};
+
+static const struct option long_options[] = {
+	{"kernel", required_argument, NULL, OPT_KERNEL},
+	{"initrd", required_argument, NULL, OPT_INITRD},
+	{"append", required_argument, NULL, OPT_APPEND},
+	{"module", required_argument, NULL, OPT_MODULE},
+	{"memory", required_argument, NULL, 'm'},
+	{"cpus", required_argument, NULL, OPT_CPUS},
+	{"engine", required_argument, NULL, OPT_ENGINE},
+	{"cpu", required_argument, NULL, OPT_CPU},
+	{"serial", required_argument, NULL, OPT_SERIAL},
+	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
+	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
+	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
+	{"quiet", no_argument, NULL, 'q'},
+	{"help", no_argument, NULL, OPT_HELP},
+	{0},
+};
+
+static const char usage[] =
+	"usage: doppel run --kernel FILE [OPTION]...\n"
+	"\n"
+	"  --kernel FILE            bzImage, ELF with a PVH entry (vmlinux), or Multiboot 1 image\n"
+	"  --initrd FILE            initial RAM disk\n"
+	"  --append STRING          kernel command line\n"
+	"  --module FILE[=STRING]   Multiboot module with its string; repeatable\n"
+	"  -m, --memory SIZE        guest RAM, like 512M or 2G (default 512M)\n"
+	"  --cpus N                 number of virtual CPUs (default 1; soft: 1)\n"
+	"  --engine auto|soft|kvm   what runs the CPU (default auto: kvm where hardware backs it, else soft)\n"
+	"  --cpu max|baseline       CPU features: all that the host has, or x86-64-v2 (default max)\n"
+	"  --serial SPEC            COM1: stdio, file:PATH, unix:PATH or null (default stdio)\n"
+	"  --virtio-console SPEC    adds a virtio console, SPEC as above\n"
+	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
+	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
+	"  -q, --quiet              print nothing but errors\n"
+	"  --help                   show this text\n"
+	"\n"
+	"^] leaves the console and ends the run.\n"
+	"\n"
+	"exit status: 0 guest power-off; 2 guest reset with --no-reboot; 4 triple fault; 6 ended by ^];\n"
+	"125 error of doppel; 128+N ended by signal N; odd: from the guest, with --debug-exit.\n";
+
+static bool parse_number(const char *option, const char *s, unsigned long min, unsigned long max, unsigned long *out,
+			 struct error *err)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoul(s, &end, 0);
+	if (end == s || *end || errno || s[0] == '-' || *out < min || *out > max) {
+		error_set(err, "%s: '%.64s' is not a number from %lu to %lu", option, s, min, max);
+		return error_hint(err, "see doppel run --help");
+	}
+	return true;
+}
+
+static bool parse_choice(const char *option, const char *s, const char *const *names, unsigned n, unsigned *out,
+			 struct error *err)
+{
+	char all[64] = "";
+
+	for (unsigned i = 0; i < n; i++) {
+		if (!strcmp(s, names[i])) {
+			*out = i;
+			return true;
+		}
+		strcat(all, i ? ", " : "");
+		strcat(all, names[i]);
+	}
+	error_set(err, "%s: unknown value '%.64s'", option, s);
+	return error_hint(err, "it is one of: %s", all);
+}
+
+static bool add_module(struct run_options *o, const char *s, struct error *err)
+{
+	const char **m = realloc(o->cfg.modules, (o->cfg.nmodules + 1) * sizeof(*m));
+
+	if (!m)
+		return error_set(err, "out of memory");
+	m[o->cfg.nmodules++] = s;
+	o->cfg.modules = m;
+	return true;
+}
+
+static bool parse_option(struct run_options *o, int opt, struct error *err)
+{
+	/* In the order of the enums. */
+	static const char *const engines[] = {"auto", "soft", "kvm"};
+	static const char *const cpus[] = {"max", "baseline"};
+	unsigned long n;
+	unsigned choice;
+
+	switch (opt) {
+	case OPT_KERNEL: o->cfg.kernel = optarg; return true;
+	case OPT_INITRD: o->cfg.initrd = optarg; return true;
+	case OPT_APPEND: o->cfg.append = optarg; return true;
+	case OPT_SERIAL: o->cfg.serial = optarg; return true;
+	case OPT_VIRTIO_CONSOLE: o->cfg.virtio_console = optarg; return true;
+	case OPT_NO_REBOOT: o->cfg.no_reboot = true; return true;
+	case OPT_HELP: o->help = true; return true;
+	case 'q': o->quiet = true; return true;
+	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
+	case OPT_MODULE: return add_module(o, optarg, err);
+	case OPT_CPUS:
+		if (!parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, err))
+			return false;
+		o->cfg.ncpus = n;
+		return true;
+	case OPT_ENGINE:
+		if (!parse_choice("--engine", optarg, engines, ARRAY_LEN(engines), &choice, err))
+			return false;
+		o->engine = choice;
+		return true;
+	case OPT_CPU:
+		if (!parse_choice("--cpu", optarg, cpus, ARRAY_LEN(cpus), &choice, err))
+			return false;
+		o->cfg.cpu = choice;
+		return true;
+	case OPT_DEBUG_EXIT:
+		n = DEFAULT_DEBUG_EXIT_PORT;
+		if (optarg && !parse_number("--debug-exit", optarg, 0, 0xfffc, &n, err))
+			return false;
+		o->cfg.debug_exit = true;
+		o->cfg.debug_exit_port = n;
+		return true;
+	}
+	return false;
+}
+
+static bool bad_option(int opt, char **argv, struct error *err)
+{
+	const char *what = argv[optind - 1];
+
+	if (opt == ':')
+		error_set(err, "run: option '%.64s' needs a value", what);
+	else if (optopt && optopt < 256)
+		error_set(err, "run: unknown option '-%c'", optopt);
+	else if (optopt)
+		error_set(err, "run: option '%.64s' takes no value", what);
+	else
+		error_set(err, "run: unknown or ambiguous option '%.64s'", what);
+	return error_hint(err, "see doppel run --help");
+}
+
+static bool parse_options(struct run_options *o, int argc, char **argv, struct error *err)
+{
+	int opt;
+
+	opterr = 0;
+	while ((opt = getopt_long(argc, argv, "+:m:q", long_options, NULL)) != -1) {
+		if (opt == '?' || opt == ':')
+			return bad_option(opt, argv, err);
+		if (!parse_option(o, opt, err))
+			return false;
+	}
+	if (o->help)
+		return true;
+	if (optind < argc) {
+		error_set(err, "run: unexpected argument '%.64s'", argv[optind]);
+		return error_hint(err, "the kernel is named by --kernel; see doppel run --help");
+	}
+	if (!o->cfg.kernel) {
+		error_set(err, "run: no kernel");
+		return error_hint(err, "name one with --kernel FILE; see doppel run --help");
+	}
+	return true;
+}
+
+/* Signals that end the run are read by the machine's loop; a crash of our own still gives the terminal back. */
+static void on_crash(int sig)
+{
+	chardev_restore_terminal();
+	raise(sig); /* SA_RESETHAND: the default action, on return */
+}
+
+static void set_signals(void)
+{
+	static const int ends[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+	static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+	struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND | SA_NODEFER};
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < ARRAY_LEN(ends); i++)
+		sigaddset(&set, ends[i]);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	for (size_t i = 0; i < ARRAY_LEN(crashes); i++)
+		sigaction(crashes[i], &crash, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+/* The exit status of a stop, after saying on stderr what the user should know. */
+static int conclude(struct machine *m, struct machine_stop stop, bool quiet)
+{
+	switch (stop.reason) {
+	case STOP_POWEROFF: return CLI_OK;
+	case STOP_RESET:
+		if (!quiet)
+			fprintf(stderr, "doppel: the guest reset the machine (--no-reboot)\n");
+		return CLI_GUEST_RESET;
+	case STOP_TRIPLE_FAULT:
+		fprintf(stderr, "doppel: triple fault: the guest's CPU shut down\n");
+		machine_report_vcpu(m, stop.value, stderr);
+		return CLI_TRIPLE_FAULT;
+	case STOP_DEBUG_EXIT: return ((stop.value << 1) | 1) & 0xff;
+	case STOP_ESCAPE:
+		if (!quiet)
+			fprintf(stderr, "\ndoppel: ended by ^]\n");
+		return CLI_ESCAPE;
+	case STOP_SIGNAL: return CLI_SIGNAL + stop.value;
+	case STOP_ENGINE:
+		fprintf(stderr, "doppel: the %s engine cannot go on (the guest's state follows)\n", m->engine->ops->name);
+		machine_report_vcpu(m, stop.value, stderr);
+		return CLI_ERROR;
+	case STOP_NONE:
+	case STOP_ERROR: break;
+	}
+	return cli_fail(machine_error(m));
+}
+
+static bool uses_stdio(const struct machine_config *cfg)
+{
+	return !strcmp(cfg->serial, "stdio") || (cfg->virtio_console && !strcmp(cfg->virtio_console, "stdio"));
+}
+
+static int run(struct run_options *o)
+{
+	struct engine_choice choice;
+	struct machine *m;
+	struct error err = {0};
+	const char *host_error;
+	struct machine_stop stop;
+	bool stuck;
+	int status;
+
+	if (!engine_pick(o->engine, o->cfg.ncpus, &choice, &err))
+		return cli_fail(&err);
+	o->cfg.engine = choice.ops;
+	set_signals();
+	m = machine_new(&o->cfg, &err);
+	if (!m)
+		return cli_fail(&err);
+	if (!o->quiet) {
+		fprintf(stderr, "doppel: engine %s: %s\n", choice.ops->name, choice.why);
+		if (uses_stdio(&o->cfg))
+			fprintf(stderr, "doppel: ^] ends the run\n");
+	}
+	stop = machine_run(m, &stuck);
+	chardev_restore_terminal();
+	status = conclude(m, stop, o->quiet);
+	if (stuck)
+		_exit(status);
+	host_error = o->cfg.board->run_error(m);
+	if (host_error) {
+		error_set(&err, "%s", host_error);
+		error_hint(&err, "output of the guest was lost");
+		status = cli_fail(&err);
+	}
+	machine_free(m);
+	return status;
+}
+
+int cli_run(int argc, char **argv)
+{
+	struct run_options o = {
+		.cfg = {.board = &board_micro, .ram_bytes = DEFAULT_RAM, .ncpus = 1, .cpu = CPU_MAX, .serial = "stdio"},
+		.engine = ENGINE_AUTO,
+	};
+	struct error err = {0};
+	int status;
+
+	if (!parse_options(&o, argc, argv, &err))
+		status = cli_fail(&err);
+	else if (o.help)
+		status = fputs(usage, stdout) < 0 ? CLI_ERROR : CLI_OK;
+	else
+		status = run(&o);
+	free((void *)o.cfg.modules);
+	return status;
+}
