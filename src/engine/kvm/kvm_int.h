@@ -1,0 +1,63 @@
+/*
+ * Inside the kvm engine: its objects, and what its files share.
+ *
+ * Threads: run_page and last_error of a vCPU belong to its thread while it runs; `kicked`, `tid` and run_page->immediate_exit are
+ * what engine_kick touches from elsewhere.
+ */
+#ifndef ENGINE_KVM_KVM_INT_H
+#define ENGINE_KVM_KVM_INT_H
+
+#include <linux/kvm.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/types.h>
+
+#include "engine/kvm/kvm.h"
+
+struct kvm_vcpu {
+	int fd;
+	struct kvm_run *run_page;
+	uint64_t tsc_deadline; /* as last set: KVM forgets it when the LAPIC is set */
+	atomic_int tid;        /* of the thread inside engine_run, 0 when none */
+	atomic_bool kicked;
+	char last_error[2048];
+};
+
+struct kvm_engine {
+	struct engine base;
+	struct engine_config cfg;
+	struct irq_sink sink;
+	int dev_fd, vm_fd;
+	size_t run_page_size;
+	bool has_tsc_attr; /* KVM_VCPU_TSC_OFFSET, Linux 5.16 */
+	bool dirty_log;
+	bool (*complete)(void *ctx, unsigned vcpu, struct cpu_state *s);
+	void *complete_ctx;
+	/* As KVM makes them: what reset goes back to. */
+	struct irqchip_state irqchip_reset;
+	struct kvm_lapic_state *lapic_reset; /* ncpus */
+	struct kvm_vcpu *vcpu;               /* ncpus */
+};
+
+static inline struct kvm_engine *kvm_engine_of(struct engine *e)
+{
+	return container_of(e, struct kvm_engine, base);
+}
+
+/* engine.c: the signal that brings a vCPU thread out of KVM_RUN; its handler does nothing and has no SA_RESTART. */
+int kvm_kick_signal(void);
+bool kvm_kick_signal_install(struct error *err);
+/* memory slots with or without the dirty log */
+bool kvm_set_slots(struct kvm_engine *k, bool log, struct error *err);
+
+/* cpuid.c */
+bool kvm_set_cpuid(struct kvm_engine *k, unsigned vcpu, struct error *err);
+
+/* state.c */
+void kvm_get_state(struct engine *e, unsigned vcpu, struct cpu_state *out);
+bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, struct error *err);
+
+/* run.c */
+enum engine_exit kvm_run_vcpu(struct engine *e, unsigned vcpu);
+
+#endif
