@@ -29,14 +29,22 @@ struct cpuid_policy {
 	unsigned count;
 	struct cpuid_entry e[CPUID_MAX_ENTRIES];
 	/* Derived, for the engines: */
-	uint64_t xcr0_allowed;   /* bits that XSETBV may set */
+	uint64_t xcr0_allowed;   /* bits that XSETBV may set; x87 and SSE where XSAVE is not shown */
 	uint64_t cr4_allowed;    /* bits that MOV CR4 may set */
-	uint64_t efer_allowed;   /* bits that WRMSR EFER may set */
+	uint64_t efer_allowed;   /* bits that WRMSR EFER may have set; LMA among them, it only follows LME and CR0.PG */
 	unsigned phys_bits;      /* MAXPHYADDR shown to the guest */
 };
 
-/* Build the table for this host. tsc_khz: frequency of the host TSC (see tsc_khz_measure). */
+#define CPUID_CPUS_MAX 254 /* xAPIC ids 0..253 */
+
+/* Build the table for this host. ncpus: 1 to CPUID_CPUS_MAX, APIC ids 0 to ncpus - 1. tsc_khz: see tsc_khz_measure. */
 bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz, struct error *err);
+
+/*
+ * Take away what a hardware engine cannot give: a feature that runs on the CPU stays only where `offered` (for kvm:
+ * KVM_GET_SUPPORTED_CPUID) has its bit too. What an engine feeds to its hardware is cpuid_query of each e[i], per vCPU.
+ */
+void cpuid_policy_limit(struct cpuid_policy *p, const struct cpuid_entry *offered, unsigned count);
 
 /*
  * What CPUID returns on vCPU s now: the table, with the dynamic bits (OSXSAVE, OSPKE, APIC enable, initial APIC id,
@@ -49,7 +57,7 @@ struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_sta
 enum cpuid_reg { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
 bool cpuid_has(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg, unsigned bit);
 
-/* Frequency of the host TSC in kHz: CPUID leaves 0x15/0x40000010 where they say it, else measured (some 20 ms). 0: no invariant TSC. */
+/* Frequency of the host TSC in kHz: CPUID leaves 0x15/0x40000010 where they say it, else measured (some 20 ms). 0: it does not tick evenly. */
 uint32_t tsc_khz_measure(void);
 
 #endif
