@@ -28,9 +28,6 @@
 struct build {
 	struct cpuid_policy *p;
 	const struct cpuid_host *host;
-	const struct cpuid_entry *offered;
-	unsigned offered_count;
-	bool limited;
 	enum cpuid_vendor vendor;
 	uint64_t xcr0;  /* components that the host can hold */
 	unsigned width; /* bits of an APIC id */
@@ -66,11 +63,11 @@ static uint32_t reg_get(const struct cpuid_regs *r, enum cpuid_reg reg)
 	return v[reg];
 }
 
-static const struct cpuid_entry *find(const struct cpuid_entry *e, unsigned count, uint32_t leaf, uint32_t subleaf)
+static const struct cpuid_entry *find(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf)
 {
-	for (unsigned i = 0; i < count; i++)
-		if (e[i].leaf == leaf && (!e[i].has_subleaf || e[i].subleaf == subleaf))
-			return &e[i];
+	for (unsigned i = 0; i < p->count; i++)
+		if (p->e[i].leaf == leaf && (!p->e[i].has_subleaf || p->e[i].subleaf == subleaf))
+			return &p->e[i];
 	return NULL;
 }
 
@@ -82,22 +79,11 @@ static struct cpuid_regs host_leaf(const struct build *b, uint32_t leaf, uint32_
 static bool shown(const struct build *b, const struct cpuid_feature *f)
 {
 	struct cpuid_regs host = host_leaf(b, f->leaf, f->subleaf);
-	const struct cpuid_entry *offered = find(b->offered, b->offered_count, f->leaf, f->subleaf);
-	bool on_host = reg_get(&host, f->reg) & BIT(f->bit);
-	bool is_offered = !b->limited || (offered && (reg_get(&offered->r, f->reg) & BIT(f->bit)));
 
 	if ((b->p->model == CPU_BASELINE && !f->baseline) || (f->xcr0 & ~b->xcr0) ||
 	    (f->vendor != VENDOR_ANY && f->vendor != b->vendor))
 		return false;
-	switch (f->how) {
-	case HOST:
-		return on_host && is_offered;
-	case ENGINE:
-		return is_offered;
-	case MODEL:
-		break;
-	}
-	return true;
+	return f->how == MODEL || (reg_get(&host, f->reg) & BIT(f->bit));
 }
 
 static uint32_t features(const struct build *b, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg)
@@ -167,7 +153,7 @@ static uint32_t xsave_size(const struct cpuid_policy *p, uint64_t xcr0, bool com
 	uint32_t size = XSAVE_LEGACY;
 
 	for (unsigned i = 2; i < 63; i++) {
-		const struct cpuid_entry *e = xcr0 & BIT(i) ? find(p->e, p->count, 0xd, i) : NULL;
+		const struct cpuid_entry *e = xcr0 & BIT(i) ? find(p, 0xd, i) : NULL;
 
 		if (e && compact)
 			size = (e->r.ecx & BIT(1) ? (uint32_t)align_up(size, 64) : size) + e->r.eax;
@@ -376,11 +362,10 @@ static bool check_host(const struct cpuid_policy *p, struct error *err)
 	return true;
 }
 
-bool cpuid_policy_build(struct cpuid_policy *p, const struct cpuid_host *host, const struct cpuid_entry *offered,
-			unsigned offered_count, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz,
-			struct error *err)
+bool cpuid_policy_build(struct cpuid_policy *p, const struct cpuid_host *host, enum cpu_model model, unsigned ncpus,
+			uint32_t tsc_khz, struct error *err)
 {
-	struct build b = {.p = p, .host = host, .offered = offered, .offered_count = offered_count, .limited = offered};
+	struct build b = {.p = p, .host = host};
 
 	if (ncpus < 1 || ncpus > CPUID_CPUS_MAX) {
 		error_set(err, "%u CPUs are not possible", ncpus);
@@ -406,19 +391,12 @@ bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned nc
 {
 	struct cpuid_host host = cpuid_host_native();
 
-	return cpuid_policy_build(p, &host, NULL, 0, model, ncpus, tsc_khz, err);
-}
-
-void cpuid_policy_limit(struct cpuid_policy *p, const struct cpuid_entry *offered, unsigned count)
-{
-	struct cpuid_host host = cpuid_host_native();
-
-	cpuid_policy_build(p, &host, offered, count, p->model, p->ncpus, p->tsc_khz, NULL);
+	return cpuid_policy_build(p, &host, model, ncpus, tsc_khz, err);
 }
 
 bool cpuid_has(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg, unsigned bit)
 {
-	const struct cpuid_entry *e = find(p->e, p->count, leaf, subleaf);
+	const struct cpuid_entry *e = find(p, leaf, subleaf);
 
 	return e && (reg_get(&e->r, reg) & BIT(bit));
 }
@@ -456,7 +434,7 @@ static void fill_dynamic(const struct cpuid_policy *p, const struct cpu_state *s
 static uint32_t effective_leaf(const struct cpuid_policy *p, uint32_t leaf)
 {
 	uint32_t basic = p->e[0].r.eax;
-	const struct cpuid_entry *ext = find(p->e, p->count, 0x80000000, 0);
+	const struct cpuid_entry *ext = find(p, 0x80000000, 0);
 
 	if (basic != BASIC_MAX_INTEL || leaf <= basic || (leaf >= HV_BASE && leaf < HV_BASE + 0x10000000) ||
 	    (leaf >= 0x80000000 && leaf <= ext->r.eax))
@@ -467,7 +445,7 @@ static uint32_t effective_leaf(const struct cpuid_policy *p, uint32_t leaf)
 struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_state *s, uint32_t leaf, uint32_t subleaf)
 {
 	uint32_t l = effective_leaf(p, leaf);
-	const struct cpuid_entry *e = find(p->e, p->count, l, subleaf);
+	const struct cpuid_entry *e = find(p, l, subleaf);
 	struct cpuid_regs r = e ? e->r : (struct cpuid_regs){0};
 
 	if (e || l == 0xb)

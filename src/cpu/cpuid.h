@@ -41,12 +41,6 @@ struct cpuid_policy {
 bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz, struct error *err);
 
 /*
- * Take away what a hardware engine cannot give: a feature that runs on the CPU stays only where `offered` (for kvm:
- * KVM_GET_SUPPORTED_CPUID) has its bit too. What an engine feeds to its hardware is cpuid_query of each e[i], per vCPU.
- */
-void cpuid_policy_limit(struct cpuid_policy *p, const struct cpuid_entry *offered, unsigned count);
-
-/*
  * What CPUID returns on vCPU s now: the table, with the dynamic bits (OSXSAVE, OSPKE, APIC enable, initial APIC id,
  * x2APIC id, XSAVE size of leaf 0xd for the current xcr0) filled in. Unknown leaves follow the manual (Intel: the
  * last basic leaf; AMD: zeros; by vendor).

@@ -14,8 +14,7 @@ struct cpuid_host {
 /* How a feature gets to the guest. */
 enum cpuid_how {
 	HOST,  /* the guest's instructions run natively, or the machine models it as the host's CPU has it */
-	MODEL, /* the machine models it whether the host has it or not */
-	ENGINE, /* the soft engine models it; kvm has it where the host's KVM offers it */
+	MODEL, /* the machine models it whether the host's CPU has it or not; kvm drops what its KVM does not offer */
 };
 
 enum cpuid_vendor { VENDOR_ANY, VENDOR_INTEL, VENDOR_AMD };
@@ -36,10 +35,8 @@ extern const struct cpuid_feature cpuid_features[];
 extern const unsigned cpuid_features_count;
 
 struct cpuid_host cpuid_host_native(void);
-/* offered: what a hardware engine can do (NULL: not limited so). */
-bool cpuid_policy_build(struct cpuid_policy *p, const struct cpuid_host *host, const struct cpuid_entry *offered,
-			unsigned offered_count, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz,
-			struct error *err);
+bool cpuid_policy_build(struct cpuid_policy *p, const struct cpuid_host *host, enum cpu_model model, unsigned ncpus,
+			uint32_t tsc_khz, struct error *err);
 
 #define XCR0_X87 BIT(0)
 #define XCR0_SSE BIT(1)

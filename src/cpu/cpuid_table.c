@@ -135,9 +135,9 @@ const struct cpuid_feature cpuid_features[] = {
 	ROW(0x80000008, 0, EBX, 29, HOST, MAX, .vendor = VENDOR_AMD, .name = "btc-no"),
 
 	ROW(0x80000021, 0, EAX, 2, HOST, MAX, .vendor = VENDOR_AMD, .name = "lfence-serializing"),
-	ROW(0x80000021, 0, EAX, 6, ENGINE, MAX, .vendor = VENDOR_AMD, .name = "null-selector-clears-base"),
+	ROW(0x80000021, 0, EAX, 6, MODEL, MAX, .vendor = VENDOR_AMD, .name = "null-selector-clears-base"),
 	/* EFER bit 21 is accepted, and under soft no indirect branch of the guest runs as such. */
-	ROW(0x80000021, 0, EAX, 8, ENGINE, MAX, .vendor = VENDOR_AMD, .name = "automatic-ibrs"),
+	ROW(0x80000021, 0, EAX, 8, MODEL, MAX, .vendor = VENDOR_AMD, .name = "automatic-ibrs"),
 	ROW(0x80000021, 0, EAX, 29, HOST, MAX, .vendor = VENDOR_AMD, .name = "srso-no"),
 };
 
