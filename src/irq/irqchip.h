@@ -54,6 +54,8 @@ bool lapic_msr_write(struct irqchip *c, unsigned cpu, uint32_t msr, uint64_t val
 /* IA32_APIC_BASE: false is #GP (invalid mode transition). */
 uint64_t lapic_base_read(struct irqchip *c, unsigned cpu);
 bool lapic_base_write(struct irqchip *c, unsigned cpu, uint64_t value);
+/* Set it without the rules for transitions, when a saved state is loaded: before lapic_set_state; TSC_DEADLINE after it. */
+void lapic_base_restore(struct irqchip *c, unsigned cpu, uint64_t value);
 uint8_t lapic_cr8(struct irqchip *c, unsigned cpu);
 void lapic_set_cr8(struct irqchip *c, unsigned cpu, uint8_t cr8);
 void lapic_init(struct irqchip *c, unsigned cpu); /* the effect of INIT on the LAPIC */
