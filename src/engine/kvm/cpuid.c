@@ -94,6 +94,7 @@ static void cut(struct cpuid_buf *b, struct cpuid_buf *supported, bool tsc_deadl
 	cut_xsave(b, supported);
 }
 
+/* KVM keeps the bits that change while the guest runs (OSXSAVE, sizes of leaf 0xd); APIC ids are filled in per vCPU. */
 static void fill(struct cpuid_buf *b, const struct cpuid_policy *p, unsigned vcpu)
 {
 	struct cpu_state s;
@@ -101,9 +102,7 @@ static void fill(struct cpuid_buf *b, const struct cpuid_policy *p, unsigned vcp
 	cpu_state_reset(&s, vcpu);
 	for (unsigned i = 0; i < p->count && i < KVM_CPUID_MAX; i++) {
 		const struct cpuid_entry *from = &p->e[i];
-		/* These hold the APIC id; the other dynamic bits are KVM's to keep. */
-		bool by_cpu = from->leaf == 1 || from->leaf == 0xb || from->leaf == 0x1f || from->leaf == 0x8000001e;
-		struct cpuid_regs r = by_cpu ? cpuid_query(p, &s, from->leaf, from->subleaf) : from->r;
+		struct cpuid_regs r = cpuid_query(p, &s, from->leaf, from->subleaf);
 
 		b->e[b->nent++] = (struct kvm_cpuid_entry2){
 			.function = from->leaf,

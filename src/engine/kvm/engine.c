@@ -179,7 +179,6 @@ static void engine_kvm_reset(struct engine *e)
 		struct cpu_state s;
 
 		cpu_state_reset(&s, i);
-		s.run_state = i == 0 ? CPU_RUNNING : CPU_WAIT_INIT;
 		if (!kvm_set_state(e, i, &s, &err))
 			log_warn("kvm: vCPU %u could not be reset: %s", i, err.msg);
 		if (!kvm_engine_set_lapic(e, i, (const uint8_t *)k->lapic_reset[i].regs))

@@ -50,7 +50,7 @@ bool kvm_kick_signal_install(struct error *err);
 /* memory slots with or without the dirty log */
 bool kvm_set_slots(struct kvm_engine *k, bool log, struct error *err);
 
-/* cpuid.c */
+/* cpuid.c: tell KVM what of cfg.cpuid it can give */
 bool kvm_set_cpuid(struct kvm_engine *k, unsigned vcpu, struct error *err);
 
 /* state.c */

@@ -135,14 +135,19 @@ static void get_tsc(const struct kvm_engine *k, const struct kvm_vcpu *v, struct
 		out->tsc_offset = b.e[0].data - __rdtsc();
 }
 
+/* A KVM without VT-x or SVM may take the offset and ignore it. */
 static bool set_tsc(const struct kvm_engine *k, const struct kvm_vcpu *v, const struct cpu_state *in, struct error *err)
 {
 	uint64_t offset = in->tsc_offset;
 	struct kvm_device_attr a = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset};
 
-	if (k->has_tsc_attr ? ioctl(v->fd, KVM_SET_DEVICE_ATTR, &a) == 0 : set_one_msr(v->fd, MSR_TSC, __rdtsc() + offset))
-		return true;
-	return error_set(err, "KVM refuses the vCPU's TSC: %s", strerror(errno));
+	if (!k->has_tsc_attr)
+		return set_one_msr(v->fd, MSR_TSC, __rdtsc() + offset) || error_set(err, "KVM refuses the vCPU's TSC");
+	if (ioctl(v->fd, KVM_SET_DEVICE_ATTR, &a) < 0)
+		return error_set(err, "KVM refuses the vCPU's TSC offset: %s", strerror(errno));
+	if (ioctl(v->fd, KVM_GET_DEVICE_ATTR, &a) == 0 && offset != in->tsc_offset)
+		log_warn("kvm: this KVM cannot offset the TSC: the guest sees the host's");
+	return true;
 }
 
 static struct cpu_seg seg_from_kvm(const struct kvm_segment *k)
@@ -348,6 +353,20 @@ void kvm_get_state(struct engine *e, unsigned vcpu, struct cpu_state *out)
 #define SET(v, req, arg, err)                                                                                                 \
 	(ioctl((v)->fd, req, arg) == 0 || error_set(err, "%s of vCPU state failed: %s", #req, strerror(errno)))
 
+/* A KVM without VT-x or SVM may take paging modes that it cannot run, and drop CR0.PG without a word. */
+static bool set_sregs(const struct kvm_vcpu *v, const struct cpu_state *in, struct error *err)
+{
+	struct kvm_sregs2 sregs = sregs_to_kvm(in), got;
+
+	if (!SET(v, KVM_SET_SREGS2, &sregs, err))
+		return false;
+	if (ioctl(v->fd, KVM_GET_SREGS2, &got) < 0 || got.cr0 != in->cr0 || got.cr3 != in->cr3 || got.cr4 != in->cr4 ||
+	    got.efer != in->efer)
+		return error_set(err, "this KVM cannot run with cr0 %llx, cr3 %llx, cr4 %llx, efer %llx", (unsigned long long)in->cr0,
+				 (unsigned long long)in->cr3, (unsigned long long)in->cr4, (unsigned long long)in->efer);
+	return true;
+}
+
 /*
  * Order: segments and control registers before what is checked against them; registers before events, as KVM_SET_REGS drops a
  * pending exception; mp_state after SREGS, which may set it on vCPU 0.
@@ -356,7 +375,6 @@ bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, 
 {
 	struct kvm_engine *k = kvm_engine_of(e);
 	struct kvm_vcpu *v = &k->vcpu[vcpu];
-	struct kvm_sregs2 sregs = sregs_to_kvm(in);
 	struct kvm_regs regs = regs_to_kvm(in);
 	struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs[0] = {.xcr = 0, .value = in->xcr0}};
 	struct kvm_debugregs dr = {.dr6 = in->dr[6], .dr7 = in->dr[7]};
@@ -367,7 +385,7 @@ bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, 
 	if (in->version != CPU_STATE_VERSION)
 		return error_set(err, "vCPU state has version %u, not %u", in->version, CPU_STATE_VERSION);
 	memcpy(dr.db, in->dr, sizeof(dr.db));
-	if (!SET(v, KVM_SET_SREGS2, &sregs, err) || !SET(v, KVM_SET_REGS, &regs, err) || !SET(v, KVM_SET_XCRS, &xcrs, err) ||
+	if (!set_sregs(v, in, err) || !SET(v, KVM_SET_REGS, &regs, err) || !SET(v, KVM_SET_XCRS, &xcrs, err) ||
 	    !SET(v, KVM_SET_XSAVE, (void *)(uintptr_t)in->xsave, err) || !SET(v, KVM_SET_DEBUGREGS, &dr, err))
 		return false;
 	if (!set_tsc(k, v, in, err))
