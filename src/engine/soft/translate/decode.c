@@ -332,7 +332,7 @@ static bool decode_mem(struct decoder *s)
 			in->mem_size = d->bcast == BC_W ? (s->w ? 8 : 4) : elem[d->bcast];
 		}
 		if (in->disp_len == 1)
-			in->disp *= d->elem_disp ? (d->bcast == BC_NO ? (int)row_size(s, S_E) : elem[d->bcast]) : in->mem_size;
+			in->disp *= d->disp8 == DISP_SIZE ? in->mem_size : (int)row_size(s, d->disp8 == DISP_E ? S_E : S_W21);
 		in->mem_masked = in->evex_aaa != 0;
 	} else {
 		in->mem_masked = d->masked;
@@ -358,7 +358,7 @@ static bool vex_ok(const struct decoder *s)
 	if (in->evex_z && (d->mask != MASK_ZERO || !in->evex_aaa || (in->mod != 3 && d->mem == MEM_WRITE)))
 		return false;
 	if (in->evex_b && in->mod == 3)
-		return d->round != RC_NO && (!d->lens || (d->lens & L512)); /* L'L is the rounding mode */
+		return d->round != RC_NO && !(d->round == RC_ER_W1 && !s->w); /* L'L is the rounding mode, the length 512 */
 	return in->vex_l != 3 && (!d->lens || (d->lens & (1u << in->vex_l)));
 }
 

@@ -56,7 +56,8 @@ enum opdesc_sel {
 enum opdesc_form { FORM_ANY, FORM_MEM, FORM_REG, FORM_MOD_IGNORED }; /* the last: as if mod were 3 (MOV CR, DR) */
 enum opdesc_mask { MASK_NO, MASK_MERGE, MASK_ZERO, MASK_MUST }; /* EVEX.aaa: must be 0; allowed; allowed with z; must not be 0 */
 enum opdesc_bcast { BC_NO, BC_W, BC_2, BC_4, BC_8 };            /* EVEX.b with memory: element size (W: 4 or 8) */
-enum opdesc_round { RC_NO, RC_SAE, RC_ER };                     /* EVEX.b with registers */
+enum opdesc_round { RC_NO, RC_SAE, RC_ER, RC_ER_W1 };           /* EVEX.b with registers; the last: only with W */
+enum opdesc_disp { DISP_SIZE, DISP_E, DISP_W21 };               /* what an EVEX disp8 counts: mem_size or (compress, expand) elements */
 
 #define L128 1u
 #define L256 2u
@@ -87,7 +88,7 @@ struct opdesc {
 	bool kreg : 1, krm : 1, kvvvv : 1; /* opmask register operands */
 	bool masked : 1;        /* VEX masked moves */
 	bool vsib : 1;
-	bool elem_disp : 1;     /* disp8 counts elements: compress and expand */
+	unsigned disp8 : 2;     /* enum opdesc_disp */
 	unsigned mask : 2, bcast : 3, round : 2;
 };
 
@@ -100,7 +101,7 @@ enum opdesc_group {
 	GRP_X87_D8, GRP_X87_D9, GRP_X87_D9_2, GRP_X87_D9_4, GRP_X87_D9_5, GRP_X87_DA, GRP_X87_DA_5, GRP_X87_DB, GRP_X87_DB_4,
 	GRP_X87_DC, GRP_X87_DD, GRP_X87_DE, GRP_X87_DE_3, GRP_X87_DF, GRP_X87_DF_4,
 	GRP_V12, GRP_V13, GRP_V14, GRP_V15, GRP_V17,
-	GRP_E12, GRP_E13, GRP_E14, GRP_E_QQ2PS, GRP_E_UDQ2PD, GRP_E_DQ2PD, GRP_E_SI2SD, GRP_E_USI2SD, GRP_E_DQ2PH, GRP_E_UDQ2PH,
+	GRP_E12, GRP_E13, GRP_E14,
 	GRP_COUNT,
 };
 
