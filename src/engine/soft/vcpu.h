@@ -2,7 +2,7 @@
  * The soft engine's vCPU: architectural state plus what the dispatcher, translator, MMU and interpreter routines share.
  *
  * One vcpu per host thread; nothing in it is touched by another thread but the atomic fields named so.
- * It lives in memory that translated code reaches at a fixed distance from GS (see translate/entry.S).
+ * It lives in memory that translated code reaches at a fixed distance from GS (see soft_int.h).
  *
  * Faults: a routine that meets a guest fault calls vcpu_raise* (which fills v->exc) and returns false; callers pass false
  * up to the dispatcher, which delivers it (interp_deliver). s.rip is then still the faulting instruction's address.

@@ -1,0 +1,299 @@
+#include "engine/soft/cache/cache_int.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Each protected page may split the guest's RAM view into two more mappings; the host's default limit is 65,530. */
+#define MAX_PROTECTED 16000
+#define SPARE_LIMIT 16
+
+static void *reserve(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *err)
+{
+	struct code_cache *c = reserve(sizeof(*c));
+	int fd;
+
+	if (!c) {
+		error_set(err, "soft engine: out of memory for the code cache");
+		return NULL;
+	}
+	c->engine = e;
+	c->size = bytes;
+	c->max_blocks = (uint32_t)(bytes / 128);
+	c->max_links = c->max_blocks * 2;
+	c->max_map = (uint32_t)(bytes / 16);
+	c->max_steps = 65536;
+	c->blocks = reserve(c->max_blocks * sizeof(*c->blocks));
+	c->links = reserve(c->max_links * sizeof(*c->links));
+	c->map = reserve(c->max_map * sizeof(*c->map));
+	c->step_pool = reserve(c->max_steps * sizeof(*c->step_pool));
+	c->pages = reserve((ram_size(e->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
+	fd = memfd_create("doppel-code", MFD_CLOEXEC);
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) || !c->blocks || !c->links || !c->map || !c->step_pool || !c->pages) {
+		error_set(err, "soft engine: cannot create a code cache of %zu bytes", bytes);
+		return NULL;
+	}
+	c->rw = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	c->rx = mmap(NULL, bytes, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	close(fd);
+	if (c->rw == MAP_FAILED || c->rx == MAP_FAILED) {
+		error_set(err, "soft engine: this host does not let a process map generated code executable");
+		error_hint(err, "memfd pages need PROT_EXEC: look for noexec policies (SELinux execmem, a memfd_noexec sysctl)");
+		return NULL;
+	}
+	translate_prologues(c);
+	c->prologue_end = c->used;
+	return c;
+}
+
+void cache_free(struct code_cache *c)
+{
+	if (!c)
+		return;
+	munmap(c->rw, c->size);
+	munmap(c->rx, c->size);
+	munmap(c->blocks, c->max_blocks * sizeof(*c->blocks));
+	munmap(c->links, c->max_links * sizeof(*c->links));
+	munmap(c->map, c->max_map * sizeof(*c->map));
+	munmap(c->step_pool, c->max_steps * sizeof(*c->step_pool));
+	munmap(c->pages, (ram_size(c->engine->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
+	munmap(c, sizeof(*c));
+}
+
+static unsigned block_hash(uint64_t pc, gpa_t gpa)
+{
+	uint64_t h = (pc ^ (gpa >> 3)) * UINT64_C(0x9e3779b97f4a7c15);
+
+	return (unsigned)(h >> 48) & (BLOCK_HASH - 1);
+}
+
+struct block *cache_lookup(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags)
+{
+	struct block *b = c->hash[block_hash(pc, gpa)];
+
+	while (b && !(b->pc == pc && b->gpa == gpa && b->hflags == hflags))
+		b = b->hash_next;
+	return b;
+}
+
+static uint64_t ram_page(const struct code_cache *c, gpa_t gpa)
+{
+	uint64_t off = 0;
+
+	ram_offset(c->engine->cfg.ram, gpa & ~(PAGE_SIZE - 1), &off);
+	return off >> PAGE_SHIFT;
+}
+
+static unsigned seen_index(uint64_t page)
+{
+	return (unsigned)((page * UINT64_C(0x9e3779b97f4a7c15)) >> 48);
+}
+
+bool cache_code_page_seen(struct code_cache *c, uint64_t page)
+{
+	unsigned i = seen_index(page & (BIT(36) - 1));
+
+	return c->seen[i >> 3] & (1u << (i & 7));
+}
+
+static void watch_page(struct code_cache *c, struct block *b, unsigned which, gpa_t gpa, unsigned first, unsigned last)
+{
+	struct soft_engine *e = c->engine;
+	uint64_t n = ram_page(c, gpa);
+	struct code_page *p = &c->pages[n];
+
+	b->page_next[which] = p->blocks;
+	p->blocks = b;
+	for (unsigned i = first / 64; i <= last / 64; i++)
+		p->chunks |= BIT(i);
+	if (!e->watch[n]) {
+		e->watch[n] = 1;
+		p->spared = 0;
+		if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ) || ++c->protected_pages > MAX_PROTECTED)
+			c->flush_wanted = true;
+	}
+}
+
+/* b's host code, map and fields are complete. */
+void cache_insert(struct code_cache *c, struct block *b)
+{
+	unsigned h = block_hash(b->pc, b->gpa), off = b->gpa & (PAGE_SIZE - 1), i;
+
+	b->hash_next = c->hash[h];
+	c->hash[h] = b;
+	if (b->crossing) {
+		watch_page(c, b, 0, b->gpa, off, PAGE_SIZE - 1);
+		watch_page(c, b, 1, b->gpa2, 0, (unsigned)(off + b->guest_len - 1 - PAGE_SIZE));
+		i = seen_index(((b->pc >> PAGE_SHIFT) + 1) & (BIT(36) - 1));
+		c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
+	} else {
+		watch_page(c, b, 0, b->gpa, off, off + b->guest_len - 1);
+	}
+	i = seen_index((b->pc >> PAGE_SHIFT) & (BIT(36) - 1));
+	c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
+}
+
+bool cache_contains(const struct code_cache *c, uint64_t host_pc)
+{
+	return host_pc - (uintptr_t)c->rx < c->size;
+}
+
+struct block *cache_find_host(struct code_cache *c, uint64_t host_pc)
+{
+	uint64_t off = host_pc - (uintptr_t)c->rx;
+	uint32_t lo = 0, hi = c->nblocks;
+
+	while (lo < hi) {
+		uint32_t mid = (lo + hi) / 2;
+
+		if (c->blocks[mid].host_off <= off)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (!lo || off - c->blocks[lo - 1].host_off >= c->blocks[lo - 1].host_len)
+		return NULL;
+	return &c->blocks[lo - 1];
+}
+
+uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t host_pc, uint64_t *insn_host)
+{
+	uint32_t off = (uint32_t)(host_pc - (uintptr_t)c->rx - b->host_off), i = 0;
+	const struct insn_map *m = &c->map[b->map_off];
+
+	while (i + 1 < b->ninsn && m[i + 1].host_off <= off)
+		i++;
+	*insn_host = (uintptr_t)c->rx + b->host_off + m[i].host_off;
+	return b->pc + m[i].guest_off;
+}
+
+static void patch_rel32(struct code_cache *c, uint32_t at, uint32_t target)
+{
+	uint32_t rel = target - (at + 4);
+
+	__atomic_store_n((uint32_t *)(void *)(c->rw + at), rel, __ATOMIC_RELEASE);
+}
+
+void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to, bool global)
+{
+	struct code_cache *c = sv->cache;
+	struct link *l = &c->links[link_no];
+
+	if (l->to || l->from->dead || to->dead)
+		return;
+	if (!l->thunk_off) {
+		if (to->crossing) { /* its second page may be mapped anew: only looked up */
+			patch_rel32(c, l->tail_off, c->indirect);
+			return;
+		}
+		patch_rel32(c, l->patch_off, to->host_off);
+	} else {
+		uint32_t gen = global ? (uint32_t)sv->gen_global : *ctx_gen(sv->ctx);
+		int32_t field = global ? (int32_t)offsetof(struct soft_vcpu, gen_global) - VCPU_OFF : -CTX_GEN_OFF;
+		uint32_t neg = 0u - gen;
+
+		memcpy(c->rw + l->thunk_gen_off, &neg, 4);
+		memcpy(c->rw + l->thunk_genptr_off, &field, 4);
+		patch_rel32(c, l->thunk_jmp_off, to->host_off);
+		patch_rel32(c, l->patch_off, l->thunk_off);
+	}
+	l->to = to;
+	l->next = to->incoming;
+	to->incoming = l;
+	sv->stats.links++;
+}
+
+/* Take b out of everything that leads to it. Its host code stays until the next flush: it may be running. */
+void block_kill(struct soft_vcpu *sv, struct block *b)
+{
+	struct code_cache *c = sv->cache;
+	struct block **pp = &c->hash[block_hash(b->pc, b->gpa)];
+
+	if (b->dead)
+		return;
+	b->dead = true;
+	while (*pp != b)
+		pp = &(*pp)->hash_next;
+	*pp = b->hash_next;
+	for (struct link *l = b->incoming; l; l = l->next) {
+		patch_rel32(c, l->patch_off, l->stub_off);
+		l->to = NULL;
+	}
+	b->incoming = NULL;
+	jc_remove(sv, b->pc);
+	sv->stats.invalidations++;
+}
+
+void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa)
+{
+	struct code_cache *c = sv->cache;
+	struct soft_engine *e = c->engine;
+	uint64_t n = ram_page(c, gpa);
+	struct code_page *p = &c->pages[n];
+	struct block *b = p->blocks, *next;
+
+	if (!e->watch[n])
+		return;
+	for (; b; b = next) {
+		/* a crossing block hangs in two lists: which link is this page's? */
+		unsigned which = b->crossing && ram_page(c, b->gpa) != n;
+
+		next = b->page_next[which];
+		block_kill(sv, b);
+	}
+	*p = (struct code_page){0};
+	e->watch[n] = 0;
+	c->protected_pages -= c->protected_pages > 0;
+	if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ | PROT_WRITE))
+		c->flush_wanted = true;
+	sv->stats.smc++;
+}
+
+void cache_code_write(struct soft_vcpu *sv, gpa_t gpa, unsigned len)
+{
+	struct code_page *p = &sv->cache->pages[ram_page(sv->cache, gpa)];
+	unsigned first = (gpa & (PAGE_SIZE - 1)) / 64, last = ((gpa & (PAGE_SIZE - 1)) + len - 1) / 64;
+	bool hit = false;
+
+	for (unsigned i = first; i <= last && i < 64; i++)
+		hit |= !!(p->chunks & BIT(i));
+	if (hit || ++p->spared > SPARE_LIMIT)
+		cache_invalidate_page(sv, gpa);
+}
+
+void cache_flush(struct soft_vcpu *sv)
+{
+	struct code_cache *c = sv->cache;
+	struct soft_engine *e = c->engine;
+	size_t npages = ram_size(e->cfg.ram) >> PAGE_SHIFT;
+
+	/* only pages with code have a non-zero byte; the map is sparse, so drop its memory with it */
+	mprotect(e->ram_rw, npages << PAGE_SHIFT, PROT_READ | PROT_WRITE);
+	for (uint32_t i = 0; i < c->nblocks; i++) {
+		struct block *b = &c->blocks[i];
+
+		e->watch[ram_page(c, b->gpa)] = 0;
+		c->pages[ram_page(c, b->gpa)] = (struct code_page){0};
+		if (b->crossing) {
+			e->watch[ram_page(c, b->gpa2)] = 0;
+			c->pages[ram_page(c, b->gpa2)] = (struct code_page){0};
+		}
+	}
+	memset(c->hash, 0, sizeof(c->hash));
+	memset(c->steps, 0, sizeof(c->steps));
+	memset(c->seen, 0, sizeof(c->seen));
+	c->nblocks = c->nlinks = c->nmap = c->nsteps = 0;
+	c->used = c->prologue_end;
+	c->protected_pages = 0;
+	c->flush_wanted = false;
+	jc_clear_all(sv);
+	sv->stats.flushes++;
+}

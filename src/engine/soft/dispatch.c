@@ -1,0 +1,547 @@
+/*
+ * The dispatcher: every exit of translated code and every request from outside lands in soft_run.
+ */
+#include <linux/futex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/soft/cache/cache_int.h"
+#include "engine/soft/interp/interp.h"
+#include "engine/soft/mmu/mmu.h"
+#include "engine/soft/soft_int.h"
+
+void soft_request(struct soft_vcpu *sv, unsigned req)
+{
+	atomic_fetch_or(&sv->requests, req);
+	if (req == REQ_IRQ)
+		atomic_store(&sv->irq_poll_ptr, sv->bad_page);
+	atomic_store(&sv->poll_ptr, sv->bad_page);
+	atomic_fetch_add(&sv->wake, 1);
+	if (atomic_load(&sv->waiting))
+		syscall(SYS_futex, &sv->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+static bool flat_limit(const struct cpu_seg *s, bool code)
+{
+	if (s->limit != UINT32_MAX || (s->attr & SEG_UNUSABLE) || !(s->attr & SEG_P) || !(s->attr & SEG_S))
+		return false;
+	return code ? (s->attr & 0xa) == 0xa /* readable code */ : (s->attr & 0xe) == 0x2 /* writable data, expand-up */;
+}
+
+uint32_t soft_hflags(const struct vcpu *v)
+{
+	const struct cpu_state *s = &v->s;
+	bool ts = s->cr0 & CR0_TS, em = s->cr0 & CR0_EM;
+	unsigned cpl = cpu_cpl(s), iopl = (s->rflags & FL_IOPL) >> FL_IOPL_SHIFT;
+	uint32_t hf = vcpu_mode(v);
+
+	if ((hf & HF_MODE) != MODE_64) {
+		if (s->seg[SEG_SS].attr & SEG_DB)
+			hf |= HF_SS32;
+		for (unsigned i = 0; i < SEG_COUNT; i++) {
+			if (!flat_limit(&s->seg[i], i == SEG_CS))
+				continue;
+			hf |= 1u << (HF_FLATLIM_SHIFT + i);
+			if (!s->seg[i].base)
+				hf |= 1u << (HF_FLAT_SHIFT + i);
+		}
+	}
+	if (!em && !ts)
+		hf |= HF_X87;
+	if (!em && !ts && (s->cr4 & CR4_OSFXSR))
+		hf |= HF_SSE;
+	if (!cpu_is_real(s) && !cpu_is_v86(s)) {
+		hf |= HF_PE;
+		if (!ts && (s->cr4 & CR4_OSXSAVE)) {
+			if ((s->xcr0 & 0x6) == 0x6)
+				hf |= HF_AVX;
+			if ((s->xcr0 & 0xe6) == 0xe6)
+				hf |= HF_AVX512;
+		}
+	}
+	if (cpl == 0)
+		hf |= HF_CPL0;
+	if (cpu_is_v86(s) ? iopl == 3 : cpl <= iopl)
+		hf |= HF_IOPL_OK;
+	if (s->cr4 & CR4_SMAP)
+		hf |= HF_SMAP;
+	if (ts && (s->cr0 & CR0_MP))
+		hf |= HF_TS_WAIT;
+	if (cpl == 3 && (s->cr0 & CR0_AM) && (s->rflags & FL_AC))
+		hf |= HF_ALIGN;
+	return hf;
+}
+
+static void refresh(struct soft_vcpu *sv)
+{
+	sv->hflags = soft_hflags(&sv->v);
+	sv->hflags_stale = false;
+	table_select(sv);
+}
+
+/* ---- entering translated code ---- */
+
+static void enter(struct soft_vcpu *sv, const void *host)
+{
+	struct cpu_state *s = &sv->v.s;
+
+	sv->entry = (uintptr_t)host;
+	sv->run_flags = (s->rflags & FL_ARITH) | FL_FIXED;
+	write_gs((uintptr_t)sv->ctx->gs);
+	soft_enter(sv);
+	s->rflags = (s->rflags & ~FL_ARITH) | (sv->run_flags & FL_ARITH);
+	ctx_sync(sv);
+	sv->stats.entries++;
+}
+
+/* Linear address of the instruction at rip. */
+static bool fetch_address(struct soft_vcpu *sv, gva_t *la)
+{
+	struct cpu_state *s = &sv->v.s;
+
+	*la = s->rip;
+	if (cpu_is_64bit(s))
+		return cpu_canonical(*la) || vcpu_raise_gp(&sv->v, 0);
+	if (s->rip > s->seg[SEG_CS].limit)
+		return vcpu_raise_gp(&sv->v, 0);
+	*la = (uint32_t)(s->seg[SEG_CS].base + s->rip);
+	return true;
+}
+
+bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
+{
+	struct vcpu *v = &sv->v;
+	unsigned have = 0;
+	enum decode_result r = DECODE_MORE;
+	gva_t la;
+
+	if (!fetch_address(sv, &la))
+		return false;
+	while (r == DECODE_MORE && have < INSN_MAX_LEN) {
+		gva_t at = cpu_long_mode(&v->s) ? la + have : (uint32_t)(la + have);
+		unsigned n = (unsigned)min_u64(INSN_MAX_LEN - have, PAGE_SIZE - (at & (PAGE_SIZE - 1)));
+		const uint8_t *host;
+		bool global;
+		gpa_t gpa;
+
+		if (!mmu_fetch(sv, at, &gpa, &global))
+			return false;
+		host = ram_ptr(v->cfg->ram, gpa, n);
+		if (!host)
+			return vcpu_raise_gp(v, 0);
+		memcpy(bytes + have, host, n);
+		have += n;
+		r = insn_decode(bytes, have, vcpu_mode(v), in);
+	}
+	if (r == DECODE_OK)
+		return true;
+	return r == DECODE_TOO_LONG || r == DECODE_MORE ? vcpu_raise_gp(v, 0) : vcpu_raise_ud(v);
+}
+
+/* ---- the slow path: one instruction, driven from here ---- */
+
+/* #NM and #UD of an instruction that needs FPU or vector state. */
+static bool check_unit(struct vcpu *v, const struct insn *in)
+{
+	const struct cpu_state *s = &v->s;
+	bool prot = !cpu_is_real(s) && !cpu_is_v86(s);
+	uint64_t need = in->unit == UNIT_AVX512 ? 0xe6 : 0x6;
+
+	if (in->vex_gpr && !prot)
+		return vcpu_raise_ud(v);
+	switch (in->unit) {
+	case UNIT_INT:
+		return true;
+	case UNIT_X87:
+		if (in->map == 0 && in->op == 0x9b && !in->has_modrm)
+			return (s->cr0 & (CR0_MP | CR0_TS)) != (CR0_MP | CR0_TS) || vcpu_raise(v, EXC_NM);
+		return !(s->cr0 & (CR0_EM | CR0_TS)) || vcpu_raise(v, EXC_NM);
+	case UNIT_MMX:
+		if (s->cr0 & CR0_EM)
+			return vcpu_raise_ud(v);
+		break;
+	case UNIT_SSE:
+		if ((s->cr0 & CR0_EM) || !(s->cr4 & CR4_OSFXSR))
+			return vcpu_raise_ud(v);
+		break;
+	default:
+		if (!prot || !(s->cr4 & CR4_OSXSAVE) || (s->xcr0 & need) != need)
+			return vcpu_raise_ud(v);
+	}
+	return !(s->cr0 & CR0_TS) || vcpu_raise(v, EXC_NM);
+}
+
+static bool run_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes, void *operand)
+{
+	void *stub = translate_step(sv, in, bytes);
+
+	sv->step_ptr = (uintptr_t)operand;
+	sv->stepping = true;
+	enter(sv, stub);
+	sv->stepping = false;
+	if (sv->exit_reason != SX_STEP)
+		return false;
+	sv->v.s.rip += in->len;
+	return true;
+}
+
+static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
+{
+	struct vcpu *v = &sv->v;
+	bool write = in->mem != MEM_READ;
+	unsigned size = in->mem_size, flags = write ? MMU_WRITE : MMU_READ;
+	uint8_t *bounce;
+	void *host = NULL;
+	gva_t la;
+
+	if (size > BOUNCE_SIZE)
+		return vcpu_raise_ud(v);
+	if (!seg_linear(v, in->seg, insn_mem_offset(in, v->s.gpr, v->s.rip + in->len), size, write, &la))
+		return false;
+	if (in->mem_aligned && (la & (size - 1)))
+		return vcpu_raise_gp(v, 0);
+	if ((sv->hflags & HF_ALIGN) && size <= 8 && (la & (size - 1)))
+		return vcpu_raise_err(v, EXC_AC, 0);
+	if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
+		if (!mmu_host_ptr(v, la, flags, &host))
+			return false;
+		if (host)
+			return run_step(sv, in, bytes, host);
+	}
+	/* MMIO, a page end, or a page with translated code: through a buffer of the same alignment */
+	bounce = sv->bounce + (la & 63);
+	if (write && !mmu_probe_write(v, la, size, 0))
+		return false;
+	if ((in->mem != MEM_WRITE || in->mem_masked) && !mmu_read(v, la, bounce, size, MMU_READ))
+		return false;
+	if (!run_step(sv, in, bytes, bounce))
+		return false;
+	if (!write)
+		return true;
+	return mmu_write(v, la, bounce, size, 0);
+}
+
+/* Execute the instruction at rip. False: v.exc holds its fault. */
+static bool step_insn(struct soft_vcpu *sv, struct insn *in)
+{
+	struct vcpu *v = &sv->v;
+	uint8_t bytes[16];
+
+	if (!soft_fetch_insn(sv, in, bytes))
+		return false;
+	sv->stats.slow++;
+	sv->stats.slow_kind[in->kind]++;
+	if (in->kind != INSN_NATIVE)
+		return interp_exec(v, in);
+	if (in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd)) {
+		v->s.rflags = in->op == 0xfd ? v->s.rflags | FL_DF : v->s.rflags & ~FL_DF;
+		v->s.rip += in->len;
+		return true;
+	}
+	if (!check_unit(v, in))
+		return false;
+	if (in->mem == MEM_NONE) {
+		if (!run_step(sv, in, bytes, NULL))
+			return false;
+	} else if (!step_memory(sv, in, bytes)) {
+		return false;
+	}
+	if (!cpu_is_64bit(&v->s))
+		v->s.rip &= 0xffffffff;
+	return true;
+}
+
+static void deliver(struct soft_vcpu *sv, enum event_type type, uint8_t vector)
+{
+	unsigned i = sv->exc_count++ % ARRAY_LEN(sv->exc_log);
+
+	if (type == EVENT_EXCEPTION) {
+		sv->exc_log[i].rip = sv->v.s.rip;
+		sv->exc_log[i].cr2 = sv->v.s.cr2;
+		sv->exc_log[i].vector = vector;
+		sv->exc_log[i].error = sv->v.exc.has_error ? sv->v.exc.error : 0;
+	} else {
+		sv->exc_count--;
+	}
+	interp_deliver(&sv->v, type, vector);
+	sv->hflags_stale = true;
+}
+
+/* INT n and its kin, SYSCALL and SYSENTER clear TF by themselves: no single-step trap follows them. */
+static bool traps_itself(const struct insn *in)
+{
+	switch (in->kind) {
+	case INSN_INT: case INSN_INT3: case INSN_INT1: case INSN_INTO: case INSN_SYSCALL: case INSN_SYSENTER:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool code_breakpoint(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+	gva_t la = cpu_is_64bit(s) ? s->rip : (uint32_t)(s->seg[SEG_CS].base + s->rip);
+	uint64_t hit = 0;
+
+	if (s->rflags & FL_RF)
+		return false;
+	for (unsigned i = 0; i < 4; i++)
+		if (((s->dr[7] >> (2 * i)) & 3) && !((s->dr[7] >> (16 + 4 * i)) & 3) && s->dr[i] == la)
+			hit |= BIT(i);
+	if (hit)
+		s->dr[6] = (s->dr[6] & ~UINT64_C(0xf)) | hit;
+	return hit;
+}
+
+static bool code_breakpoints_on(const struct cpu_state *s)
+{
+	for (unsigned i = 0; i < 4; i++)
+		if (((s->dr[7] >> (2 * i)) & 3) && !((s->dr[7] >> (16 + 4 * i)) & 3))
+			return true;
+	return false;
+}
+
+/* One instruction with all that hangs on instruction boundaries: shadows, RF, TF, breakpoints. */
+static void slow_step(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+	bool tf = s->rflags & FL_TF;
+	uint64_t rip = s->rip;
+	struct insn in;
+
+	if ((s->dr[7] & 0xff) && code_breakpoint(sv)) {
+		vcpu_raise(&sv->v, EXC_DB);
+		deliver(sv, EVENT_EXCEPTION, EXC_DB);
+		return;
+	}
+	s->shadow_sti = s->shadow_mov_ss = 0;
+	in.kind = INSN_NATIVE;
+	if (!step_insn(sv, &in)) {
+		if (!sv->v.fatal)
+			deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
+		return;
+	}
+	if (in.kind != INSN_NATIVE)
+		sv->hflags_stale = true;
+	if (s->rip != rip || in.kind == INSN_JMP_REL) {
+		if (in.kind != INSN_IRET && in.kind != INSN_POPF)
+			s->rflags &= ~FL_RF;
+	}
+	if (tf && !traps_itself(&in) && !s->shadow_mov_ss && !sv->v.fatal && !sv->v.triple_fault) {
+		s->dr[6] |= BIT(14);
+		sv->v.exc = (struct vcpu_exc){.vector = EXC_DB, .is_db_trap = true};
+		deliver(sv, EVENT_EXCEPTION, EXC_DB);
+	}
+}
+
+/* ---- requests from outside ---- */
+
+static void drop_written_code(struct soft_vcpu *sv)
+{
+	struct soft_engine *e = sv->v.engine;
+	gpa_t pages[ARRAY_LEN(e->inval)];
+	unsigned n;
+	bool all;
+
+	pthread_mutex_lock(&e->inval_lock);
+	n = e->ninval;
+	all = e->inval_all;
+	memcpy(pages, e->inval, n * sizeof(pages[0]));
+	e->ninval = 0;
+	e->inval_all = false;
+	pthread_mutex_unlock(&e->inval_lock);
+	if (all)
+		cache_flush(sv);
+	for (unsigned i = 0; i < n && !all; i++)
+		cache_invalidate_page(sv, pages[i]);
+}
+
+/* True: engine_run returns EXIT_KICKED. */
+static bool handle_requests(struct soft_vcpu *sv, unsigned req)
+{
+	if (req & REQ_INVAL)
+		drop_written_code(sv);
+	if (req & REQ_TIMER) {
+		pthread_mutex_lock(sv->v.cfg->lock);
+		timer_queue_run(sv->v.cfg->timers, clock_now());
+		pthread_mutex_unlock(sv->v.cfg->lock);
+	}
+	if (req & REQ_NMI)
+		sv->v.s.nmi_pending = 1;
+	if (req & REQ_INIT) {
+		cpu_state_init(&sv->v.s);
+		mmu_flush_all(&sv->v);
+		mmu_context_changed(&sv->v);
+		sv->v.s.run_state = CPU_WAIT_SIPI;
+	}
+	return req & REQ_KICK;
+}
+
+/* True: an event was delivered, or the vCPU's state changed. */
+static bool handle_interrupts(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+	int vector;
+
+	if (s->shadow_sti || s->shadow_mov_ss)
+		return false;
+	if (s->nmi_pending && !s->nmi_masked) {
+		s->nmi_pending = 0;
+		s->nmi_masked = 1;
+		s->run_state = CPU_RUNNING;
+		deliver(sv, EVENT_NMI, EXC_NMI);
+		return true;
+	}
+	if (!irqchip_hint(sv->v.irqchip, sv->v.index))
+		return false;
+	if (!(s->rflags & FL_IF)) {
+		atomic_store(&sv->irq_poll_ptr, sv->bad_page);
+		return false;
+	}
+	pthread_mutex_lock(sv->v.cfg->lock);
+	vector = irqchip_ack(sv->v.irqchip, sv->v.index);
+	pthread_mutex_unlock(sv->v.cfg->lock);
+	if (vector < 0)
+		return false;
+	s->run_state = CPU_RUNNING;
+	sv->stats.interrupts++;
+	deliver(sv, EVENT_INTERRUPT, (uint8_t)vector);
+	return true;
+}
+
+static void halt(struct soft_vcpu *sv)
+{
+	unsigned seen = atomic_load(&sv->wake);
+
+	sv->stats.halts++;
+	atomic_store(&sv->waiting, true);
+	if (!atomic_load(&sv->requests))
+		syscall(SYS_futex, &sv->wake, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+	atomic_store(&sv->waiting, false);
+}
+
+/* ---- blocks ---- */
+
+/* The block at rip, translated if need be; NULL: exception raised. *global: its page is a global mapping. */
+static struct block *find_block(struct soft_vcpu *sv, bool *global)
+{
+	struct block *b;
+	gva_t la;
+	gpa_t gpa;
+
+	if (!fetch_address(sv, &la) || !mmu_fetch(sv, la, &gpa, global))
+		return NULL;
+	b = cache_lookup(sv->cache, sv->v.s.rip, gpa, sv->hflags);
+	if (b && b->crossing) {
+		gva_t second = (la & ~(PAGE_SIZE - 1)) + PAGE_SIZE;
+		bool global2;
+		gpa_t gpa2;
+
+		if (!mmu_fetch(sv, cpu_long_mode(&sv->v.s) ? second : (uint32_t)second, &gpa2, &global2))
+			return NULL;
+		*global &= global2;
+		if (gpa2 != b->gpa2) {
+			block_kill(sv, b);
+			b = NULL;
+		}
+	}
+	return b ? b : translate(sv, sv->v.s.rip, gpa);
+}
+
+static bool linear_is_offset(const struct soft_vcpu *sv)
+{
+	return (sv->hflags & HF_MODE) == MODE_64 || ((sv->hflags >> (HF_FLAT_SHIFT + SEG_CS)) & 1);
+}
+
+/* Run translated code from rip until it leaves. link: the exit that led here, or -1. */
+static void run_blocks(struct soft_vcpu *sv, int64_t *link)
+{
+	uint64_t flushes = sv->stats.flushes;
+	bool global;
+	struct block *b = find_block(sv, &global);
+
+	if (!b) {
+		*link = -1;
+		deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
+		return;
+	}
+	if (*link >= 0 && flushes == sv->stats.flushes)
+		cache_link(sv, (uint32_t)*link, b, global);
+	*link = -1;
+	if (linear_is_offset(sv))
+		jc_insert(sv, b->pc, sv->cache->rx + b->host_off, global);
+	enter(sv, sv->cache->rx + b->host_off);
+	switch (sv->exit_reason) {
+	case SX_CHAIN:
+		sv->stats.chains++;
+		*link = (int64_t)sv->exit_arg;
+		break;
+	case SX_LOOKUP:
+		sv->stats.lookups++;
+		break;
+	case SX_SLOW:
+		slow_step(sv);
+		break;
+	case SX_POLL:
+		sv->stats.polls++;
+		break;
+	default:
+		sv->stats.faults++;
+		if (!sv->v.fatal)
+			deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
+		break;
+	}
+}
+
+static enum engine_exit report(struct soft_vcpu *sv)
+{
+	size_t n;
+
+	if (sv->v.fatal) {
+		snprintf(sv->error, sizeof(sv->error), "soft engine: %s (rip %#lx)", sv->v.fatal, (unsigned long)sv->v.s.rip);
+		return EXIT_ERROR;
+	}
+	n = (size_t)snprintf(sv->error, sizeof(sv->error), "last exceptions, oldest first (vector error rip cr2):\n");
+	for (unsigned i = sv->exc_count < 8 ? 0 : sv->exc_count - 8; i < sv->exc_count && n < sizeof(sv->error); i++)
+		n += (size_t)snprintf(sv->error + n, sizeof(sv->error) - n, "  %u %#x %#lx %#lx\n", sv->exc_log[i % 8].vector,
+				      sv->exc_log[i % 8].error, (unsigned long)sv->exc_log[i % 8].rip, (unsigned long)sv->exc_log[i % 8].cr2);
+	return EXIT_TRIPLE_FAULT;
+}
+
+enum engine_exit soft_run(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+	int64_t link = -1;
+
+	for (;;) {
+		unsigned req;
+
+		atomic_store(&sv->poll_ptr, &sv->poll_ok_word);
+		atomic_store(&sv->irq_poll_ptr, &sv->poll_ok_word);
+		req = atomic_exchange(&sv->requests, 0);
+		if (req) {
+			link = -1;
+			if (handle_requests(sv, req))
+				return EXIT_KICKED;
+		}
+		if (handle_interrupts(sv))
+			link = -1;
+		if (sv->v.triple_fault || sv->v.fatal)
+			return report(sv);
+		if (s->run_state != CPU_RUNNING) {
+			halt(sv);
+			continue;
+		}
+		if (sv->hflags_stale)
+			refresh(sv);
+		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || ((s->dr[7] & 0xff) && code_breakpoints_on(s))) {
+			link = -1;
+			slow_step(sv);
+			continue;
+		}
+		run_blocks(sv, &link);
+	}
+}

@@ -1,0 +1,271 @@
+/*
+ * Host signals as the traps of translated code: what the CPU refuses lands here, is told apart, and either repaired (an
+ * addend is filled in and the instruction restarted) or turned into an exit to the dispatcher.
+ *
+ * The handler runs on its own stack, as the guest's stack pointer is in rsp. SS_AUTODISARM, because the guest may point
+ * rsp into that very stack, and the kernel would otherwise take it for a nested signal.
+ */
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "engine/soft/cache/cache_int.h"
+#include "engine/soft/mmu/mmu.h"
+#include "engine/soft/soft_int.h"
+
+#ifndef SS_AUTODISARM
+#define SS_AUTODISARM (1U << 31)
+#endif
+#define ALTSTACK_SIZE (128 * 1024)
+
+/* The vCPU of this thread: signal handlers get no argument. */
+static _Thread_local struct soft_vcpu *this_vcpu;
+
+static const int reg_of[16] = {
+	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+};
+
+static void leave(struct soft_vcpu *sv, ucontext_t *uc, enum soft_exit_reason reason, uint64_t guest_pc)
+{
+	sv->exit_reason = reason;
+	sv->v.s.rip = guest_pc;
+	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)((uintptr_t)sv->cache->rx + sv->cache->exit_signal);
+}
+
+static void leave_exc(struct soft_vcpu *sv, ucontext_t *uc, uint64_t guest_pc, uint8_t vector)
+{
+	vcpu_raise(&sv->v, vector);
+	leave(sv, uc, SX_FAULT, guest_pc);
+}
+
+/* Linear address of the access that faulted. False: cannot be told here, the slow path will. */
+static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const struct insn *in, bool write, uint64_t next, gva_t *la)
+{
+	const struct cpu_state *s = &sv->v.s;
+	bool wide = in->mode == MODE_64, stack_access = false;
+	unsigned width = wide ? 8 : 4;
+	uint64_t gpr[16];
+
+	for (unsigned i = 0; i < 16; i++)
+		gpr[i] = i >= T2 && i <= T0 ? s->gpr[i] : (uint64_t)uc->uc_mcontext.gregs[reg_of[i]];
+	switch (in->kind) {
+	case INSN_CALL_REL: case INSN_PUSH_R: case INSN_PUSH_IMM: case INSN_PUSHF:
+		stack_access = true;
+		break;
+	case INSN_CALL_IND: case INSN_PUSH_M:
+		stack_access = write;
+		break;
+	case INSN_RET: case INSN_RET_IMM: case INSN_POP_R:
+		*la = wide ? gpr[R_SP] : (uint32_t)gpr[R_SP];
+		return true;
+	case INSN_LEAVE:
+		*la = wide ? gpr[R_BP] : (uint32_t)gpr[R_BP];
+		return true;
+	case INSN_NATIVE: case INSN_JMP_IND:
+		break;
+	default:
+		return false;
+	}
+	if (stack_access) {
+		*la = wide ? gpr[R_SP] - width : (uint32_t)(gpr[R_SP] - width);
+		return true;
+	}
+	if (in->mem == MEM_NONE)
+		return false;
+	*la = insn_mem_offset(in, gpr, next);
+	if (!wide)
+		*la = (uint32_t)(*la + s->seg[in->seg].base);
+	else if (in->seg == SEG_FS || in->seg == SEG_GS)
+		*la += s->seg[in->seg].base;
+	return true;
+}
+
+static void note_slow_site(struct soft_vcpu *sv, struct block *b, uint64_t guest_pc, bool misaligned)
+{
+	gpa_t gpa = b->gpa + (guest_pc - b->pc);
+	struct site *s = site_of(sv, gpa);
+
+	if (s->gpa != gpa)
+		*s = (struct site){.gpa = gpa};
+	if (misaligned)
+		s->misaligned = true;
+	else if (++s->slow_hits < SITE_SLOW_HITS)
+		return;
+	block_kill(sv, b);
+}
+
+/* A data access of the guest instruction at guest_pc. */
+static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, struct block *b, uint64_t guest_pc, uint64_t insn_host)
+{
+	bool write = uc->uc_mcontext.gregs[REG_ERR] & 2;
+	uint8_t bytes[16];
+	struct insn in;
+	gva_t la;
+
+	sv->v.s.rip = guest_pc;
+	if (!soft_fetch_insn(sv, &in, bytes) || !fault_address(sv, uc, &in, write, guest_pc + in.len, &la) || !cpu_canonical(la)) {
+		leave(sv, uc, SX_SLOW, guest_pc);
+		return;
+	}
+	switch (table_fill(sv, la, write)) {
+	case FILL_OK:
+		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
+		return;
+	case FILL_FAULT:
+		leave(sv, uc, SX_FAULT, guest_pc);
+		return;
+	default:
+		note_slow_site(sv, b, guest_pc, false);
+		leave(sv, uc, SX_SLOW, guest_pc);
+	}
+}
+
+static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
+{
+	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], addr = (uintptr_t)si->si_addr, insn_host = 0, guest_pc;
+	bool has_addr = si->si_code == SEGV_MAPERR || si->si_code == SEGV_ACCERR;
+	uint64_t hole = (uintptr_t)sv->ctx->gs - VCPU_OFF - HOLE_SIZE;
+	struct block *b;
+
+	if (sv->stepping) { /* operand in the bounce buffer or plain RAM: only #GP of the instruction itself can be left */
+		vcpu_raise_gp(&sv->v, 0);
+		leave(sv, uc, SX_FAULT, sv->v.s.rip);
+		return;
+	}
+	b = cache_find_host(sv->cache, pc);
+	if (!b) { /* the poll of the jump-cache look-up: T0 is the guest pc */
+		leave(sv, uc, SX_POLL, (uint64_t)uc->uc_mcontext.gregs[reg_of[T0]]);
+		return;
+	}
+	guest_pc = cache_guest_pc(sv->cache, b, pc, &insn_host);
+	if (has_addr && addr - (uintptr_t)sv->bad_page < PAGE_SIZE) {
+		leave(sv, uc, SX_POLL, guest_pc);
+	} else if (has_addr && addr - hole < HOLE_SIZE) {
+		note_slow_site(sv, b, guest_pc, true);
+		leave(sv, uc, SX_SLOW, guest_pc);
+	} else if (has_addr && table_touch(sv, addr)) {
+		return;
+	} else if (has_addr) {
+		memory_fault(sv, uc, b, guest_pc, insn_host);
+	} else { /* #GP: not canonical, or misaligned for an aligned form */
+		leave(sv, uc, SX_SLOW, guest_pc);
+	}
+}
+
+static void on_trap(int sig, siginfo_t *si, void *context)
+{
+	struct soft_vcpu *sv = this_vcpu;
+	ucontext_t *uc = context;
+	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], guest_pc, insn_host;
+	struct block *b;
+
+	if (!sv || !cache_contains(sv->cache, pc)) {
+		signal(sig, SIG_DFL); /* our own bug: die as usual when the instruction is run again */
+		return;
+	}
+	sv->stats.sig_segv++;
+	ctx_sync(sv);
+	if (sig == SIGSEGV) {
+		on_segv(sv, uc, si);
+		return;
+	}
+	guest_pc = sv->v.s.rip;
+	if (!sv->stepping && (b = cache_find_host(sv->cache, pc)))
+		guest_pc = cache_guest_pc(sv->cache, b, pc, &insn_host);
+	if (sig == SIGBUS) {
+		sv->v.fatal = "the host has no memory for a page of guest RAM";
+		leave(sv, uc, SX_FAULT, guest_pc);
+		return;
+	}
+	switch (uc->uc_mcontext.gregs[REG_TRAPNO]) {
+	case EXC_DE:
+		leave_exc(sv, uc, guest_pc, EXC_DE);
+		break;
+	case EXC_MF:
+		leave_exc(sv, uc, guest_pc, EXC_MF);
+		break;
+	case EXC_XM:
+		leave_exc(sv, uc, guest_pc, (sv->v.s.cr4 & CR4_OSXMMEXCPT) ? EXC_XM : EXC_UD);
+		break;
+	default:
+		leave_exc(sv, uc, guest_pc, EXC_UD);
+		break;
+	}
+}
+
+static void on_kick(int sig, siginfo_t *si, void *context)
+{
+	struct soft_vcpu *sv = this_vcpu;
+
+	if (sv && si->si_code == SI_TIMER)
+		soft_request(sv, REQ_TIMER);
+}
+
+static void arm(void *ctx, int64_t deadline)
+{
+	struct soft_vcpu *sv = ctx;
+	struct itimerspec its = {0};
+
+	if (!sv->timer_ok)
+		return;
+	if (deadline != TIMER_NEVER) {
+		if (deadline < 1)
+			deadline = 1; /* zero would disarm */
+		its.it_value.tv_sec = deadline / 1000000000;
+		its.it_value.tv_nsec = deadline % 1000000000;
+	}
+	timer_settime(sv->timer, TIMER_ABSTIME, &its, NULL);
+}
+
+/* Once per process suffices, but it does no harm twice. */
+bool signals_init(struct soft_vcpu *sv, struct error *err)
+{
+	static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+	struct sigaction sa = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+
+	sigemptyset(&sa.sa_mask);
+	for (unsigned i = 0; i < ARRAY_LEN(traps); i++)
+		if (sigaction(traps[i], &sa, NULL))
+			return error_set(err, "soft engine: cannot install signal handlers");
+	sa.sa_sigaction = on_kick;
+	sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+	sigaction(SOFT_SIGNAL, &sa, NULL);
+	sv->altstack = mmap(NULL, ALTSTACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return sv->altstack != MAP_FAILED || error_set(err, "soft engine: out of memory for a signal stack");
+}
+
+/* In the vCPU's thread, before its first instruction. */
+void signals_thread_init(struct soft_vcpu *sv)
+{
+	stack_t ss = {.ss_sp = sv->altstack, .ss_size = ALTSTACK_SIZE, .ss_flags = (int)SS_AUTODISARM};
+	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SOFT_SIGNAL};
+	sigset_t set;
+
+	this_vcpu = sv;
+	sigaltstack(&ss, NULL);
+	/* other threads take the process's signals; here only the traps and our own */
+	sigfillset(&set);
+	sigdelset(&set, SIGSEGV);
+	sigdelset(&set, SIGBUS);
+	sigdelset(&set, SIGFPE);
+	sigdelset(&set, SIGILL);
+	sigdelset(&set, SIGTRAP);
+	sigdelset(&set, SIGABRT);
+	sigdelset(&set, SIGPROF);
+	sigdelset(&set, SOFT_SIGNAL);
+	pthread_sigmask(SIG_SETMASK, &set, NULL);
+	if (sv->v.index != 0)
+		return;
+	ev._sigev_un._tid = (int)syscall(SYS_gettid);
+	if (!timer_create(CLOCK_MONOTONIC, &ev, &sv->timer)) {
+		pthread_mutex_lock(sv->v.cfg->lock);
+		sv->timer_ok = true;
+		timer_queue_set_notify(sv->v.cfg->timers, arm, sv);
+		arm(sv, timer_queue_deadline(sv->v.cfg->timers));
+		pthread_mutex_unlock(sv->v.cfg->lock);
+	} else {
+		sv->v.fatal = "timer_create failed: no timers on this host";
+	}
+}

@@ -1,0 +1,330 @@
+/*
+ * Inside the soft engine: the memory that translated code sees, address-space contexts, blocks, and who calls whom.
+ *
+ * Translated code runs with GS base = the addend table of the current context. At fixed negative distances from it lie
+ * the context's private page(s) (jump cache) and the vCPU itself (one memfd, mapped once per context):
+ *
+ *   gs - CTX_OFF  jump cache and generation, private to the context
+ *                 a PROT_NONE page: alignment checks (CHECK_OFF) fault in it
+ *   gs - VCPU_OFF struct soft_vcpu, shared
+ *   gs            addend table: one 8-byte addend per guest page, 2^36 entries (512 GiB reserved, touched lazily)
+ *
+ * Addend table. Entry i holds A so that gva + A is a host address. i = bits 12..47 of gva (PEXT), which bounds the
+ * load for every gva. A filled entry maps into the guest's RAM view; an unfilled one is poison: A = Z - (sign-extended i << 12),
+ * so that the sum is Z + page offset, a guard page. When bits 48..63 of gva do not match bit 47 the sum is off by k * 2^48, not canonical
+ * on the host: the CPU faults, which is the guest's #GP. A table page is PROT_NONE until it has been filled with its poisons.
+ *
+ * Registers in translated code: guest GPRs are in the host's, but r9, r10, r11, which live in v.s.gpr[] and are the
+ * scratch registers T2, T1, T0. Arithmetic flags are in RFLAGS, all others in v.s.rflags (DF too: host DF is always 0).
+ */
+#ifndef ENGINE_SOFT_INT_H
+#define ENGINE_SOFT_INT_H
+
+/* Byte distances below GS; also used by entry.c. */
+#define VCPU_OFF 0x10000
+#define JC_ENTRIES 2048
+#define CTX_PRIV_SIZE 0x9000
+#define HOLE_SIZE 0x1000 /* PROT_NONE, between the private pages and the vCPU */
+#define CTX_OFF (VCPU_OFF + HOLE_SIZE + CTX_PRIV_SIZE)
+/* Alignment check: a load from here + 8 * (misaligned part of the address) succeeds for 0 and hits the hole otherwise. */
+#define CHECK_OFF (VCPU_OFF + HOLE_SIZE + 8)
+#define JC_NEG_OFF CTX_OFF                          /* int64: minus pc */
+#define JC_HOST_OFF (CTX_OFF - JC_ENTRIES * 8)      /* host address */
+#define CTX_GEN_OFF (CTX_OFF - JC_ENTRIES * 16)     /* uint32: generation of this context's code mappings */
+
+#define T0 11
+#define T1 10
+#define T2 9
+
+#ifndef __ASSEMBLER__
+
+#include <signal.h>
+#include <time.h>
+
+#include "engine/soft/translate/decode.h"
+#include "engine/soft/vcpu.h"
+
+#define TABLE_BYTES (BIT(36) * 8)
+#define TABLE_PAGE_ENTRIES 512
+
+enum ctx_kind { CTX_USER, CTX_KERNEL, CTX_KERNEL_AC, CTX_KINDS };
+#define CTX_SLOTS 8 /* PCIDs held at the same time */
+
+/* One touched page of an addend table. */
+struct table_page {
+	uint32_t number; /* index >> 9 */
+	bool nonglobal;  /* holds entries that a non-global flush must drop */
+	bool used;       /* holds filled entries at all */
+};
+
+struct tlb_ctx {
+	uint8_t *gs; /* GS base: the table */
+	uint32_t hflags;       /* mode that the jump cache's entries were made in */
+	bool jc_nonglobal, jc_used;
+	bool huge; /* filled from a page larger than 2 MiB since it was last emptied */
+	uint32_t npages, cap;
+	struct table_page *pages;
+	uint32_t *set; /* open-addressing set of touched page numbers -> index + 1 in pages; set_size is a power of 2 */
+	uint32_t set_size;
+};
+
+/* Mode of a block: what translation depends on. Derived from the state by soft_hflags. */
+#define HF_MODE 3u /* enum insn_cpu_mode */
+#define HF_SS32 BIT(2)
+#define HF_FLAT_SHIFT 3 /* 6 bits, by segment number: base 0 and limit 4 GiB - 1, expand-up, usable */
+#define HF_FLATLIM_SHIFT 9 /* 6 bits: limit 4 GiB - 1, any base */
+#define HF_X87 BIT(15)
+#define HF_SSE BIT(16)
+#define HF_AVX BIT(17)
+#define HF_AVX512 BIT(18)
+#define HF_PE BIT(19)
+#define HF_CPL0 BIT(20)
+#define HF_IOPL_OK BIT(21)
+#define HF_SMAP BIT(22)
+#define HF_TS_WAIT BIT(23) /* WAIT raises #NM */
+#define HF_ALIGN BIT(24) /* #AC checks are on */
+
+struct link;
+
+struct block {
+	uint64_t pc;
+	gpa_t gpa;
+	gpa_t gpa2; /* second page of a block whose only instruction crosses a page end, else ~0 */
+	uint32_t hflags;
+	uint32_t host_off, host_len;
+	uint16_t guest_len, ninsn;
+	bool dead;
+	bool crossing;
+	struct block *hash_next;
+	struct block *page_next[2];
+	struct link *incoming;
+	uint32_t map_off; /* first of ninsn entries in cache->map */
+};
+
+/* host code of instruction i starts at host_off and stands for guest pc block->pc + guest_off */
+struct insn_map {
+	uint32_t host_off; /* from the block's start */
+	uint32_t guest_off;
+};
+
+/* A direct exit of a block. */
+struct link {
+	uint64_t target;
+	struct block *from, *to;
+	struct link *next; /* in to->incoming */
+	uint32_t patch_off;  /* cache offset of the rel32 that takes the exit */
+	uint32_t stub_off;   /* where it goes when unlinked */
+	uint32_t thunk_off;  /* gen-checked thunk: patch_off goes here when linked; 0 for a link within the page */
+	uint32_t thunk_gen_off, thunk_jmp_off; /* imm32 and rel32 in the thunk */
+	uint32_t thunk_genptr_off; /* disp32 of the generation's field */
+	uint32_t tail_off;   /* rel32 at the end of the stub: exit_chain, or the jump-cache look-up for what cannot be linked */
+};
+
+struct code_cache;
+struct soft_vcpu;
+
+#define REQ_KICK 1u
+#define REQ_TIMER 2u
+#define REQ_IRQ 4u
+#define REQ_NMI 8u
+#define REQ_INIT 16u
+#define REQ_INVAL 32u
+
+enum soft_exit_reason {
+	SX_LOOKUP, /* rip = T0: no jump-cache entry */
+	SX_CHAIN,  /* rip = T0, exit_arg = link number */
+	SX_SLOW,   /* rip = T0: execute this instruction in C */
+	SX_POLL,   /* rip set by the signal handler: look at requests */
+	SX_FAULT,  /* rip and v.exc set by the signal handler */
+	SX_STEP,   /* a step stub has ended */
+};
+
+#define BOUNCE_SIZE 4096
+
+/* Counters, cheap enough to be always on. */
+struct soft_stats {
+	uint64_t entries, lookups, chains, slow, polls, faults, fills, large_fills, table_pages, translations, insns, flushes, smc, sig_segv,
+		jc_clears, interrupts, halts, links, invalidations;
+	uint64_t slow_kind[INSN_KIND_COUNT];
+};
+
+struct soft_vcpu {
+	struct vcpu v; /* first */
+
+	/* Read and written by translated code. */
+	uint64_t host_rsp;
+	uint64_t entry;        /* host address that soft_enter jumps to */
+	uint64_t exit_reason, exit_arg;
+	uint64_t run_flags;    /* flags image to load, and as saved at exit (arithmetic only matters) */
+	const void *_Atomic poll_ptr;     /* safepoint: readable, or a PROT_NONE page when something was requested */
+	const void *_Atomic irq_poll_ptr; /* the same for "an interrupt waits, IF aside": read after STI */
+	uint64_t mask_page, mask_jc, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
+	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of;
+	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
+	uint64_t gen_global;   /* 32 bits used */
+	uint64_t xsave_mask;   /* XCR0 of the host, less what the guest may not see */
+	uint64_t step_ptr;     /* T0 at entry of a step stub */
+	uint64_t poll_ok_word;
+	uint64_t exit_fn, exit_signal_fn; /* entry.c */
+
+	/* C only from here. */
+	uint8_t *self;         /* VMM's mapping of this structure */
+	struct tlb_ctx *ctx;
+	struct tlb_ctx ctxs[CTX_SLOTS][CTX_KINDS];
+	uint16_t slot_pcid[CTX_SLOTS];
+	bool slot_valid[CTX_SLOTS];
+	uint64_t slot_used[CTX_SLOTS];
+	uint64_t slot_clock;
+	unsigned slot;
+	uint32_t next_gen;
+	uint32_t hflags;
+	bool hflags_stale;
+	bool stepping;         /* a step stub runs: guest pc is v.s.rip */
+
+	/* Requests from other threads and signal handlers. */
+	atomic_uint requests; /* REQ_* */
+	atomic_uint wake; /* futex word of the halted vCPU */
+	atomic_bool waiting;
+	uint8_t *bad_page;     /* PROT_NONE */
+	timer_t timer;
+	bool timer_ok;
+	int tid;
+	uint8_t *altstack;
+
+	/* Fetch translations and linear-to-host translations for C, direct-mapped, valid while gen matches. */
+	struct fetch_entry { uint64_t page; gpa_t gpa; uint32_t gen; bool global; } fetch[256];
+	struct data_entry { uint64_t page; uint8_t *host; gpa_t gpa; uint32_t gen; uint32_t perm; } data[512];
+	uint32_t ctlb_gen;
+	uint64_t last_cr3;
+
+	/* What was learnt of an instruction's memory operand, by gpa of the instruction (adaptive translation). */
+	struct site { gpa_t gpa; uint16_t slow_hits; bool misaligned; } sites[4096];
+
+	struct code_cache *cache;
+	struct soft_stats stats;
+	uint8_t bounce[BOUNCE_SIZE + 128] __attribute__((aligned(64)));
+	struct { uint64_t rip, cr2; uint32_t error; uint8_t vector; } exc_log[8]; /* last exceptions delivered, for reports */
+	unsigned exc_count;
+	char error[2048];
+};
+_Static_assert(sizeof(struct soft_vcpu) > 0, "");
+
+static inline struct soft_vcpu *soft_vcpu(struct vcpu *v) { return (struct soft_vcpu *)v; }
+
+struct soft_engine {
+	struct engine e; /* first */
+	struct engine_config cfg;
+	struct irqchip *irqchip;
+	struct soft_vcpu **vcpus;
+	struct code_cache *cache;
+	uint8_t *ram_rw;  /* the guest's view: pages with translated code are PROT_READ */
+	uint8_t *ram_ro;  /* the same pages, PROT_READ: pages that are clean or not writable */
+	uint8_t *guard;   /* Z: two PROT_NONE pages */
+	uint8_t *watch;   /* ram_watch_map */
+	/* pages written by devices, to be dropped by the vCPU */
+	pthread_mutex_t inval_lock;
+	gpa_t inval[64];
+	unsigned ninval;
+	bool inval_all;
+};
+
+/* mmu/walk.c */
+struct walk {
+	gpa_t gpa;       /* of la */
+	unsigned shift;  /* log2 of the page size: 12, 21, 22, 30 */
+	bool writable;   /* a write is allowed by permissions now */
+	bool dirty;      /* D is set (or paging is off) */
+	bool user;       /* U/S of all levels */
+	bool global;
+};
+/* flags as in mmu.h. Sets A (and D for a write). False: #PF raised in v. */
+bool mmu_walk(struct vcpu *v, gva_t la, unsigned flags, struct walk *w);
+
+/* mmu/table.c: addend tables and contexts */
+bool table_init(struct soft_vcpu *sv, int vcpu_fd, struct error *err);
+void table_fini(struct soft_vcpu *sv);
+enum fill_result { FILL_OK, FILL_FAULT /* exception raised */, FILL_SLOW /* MMIO, translated code: use the slow path */ };
+/* Make the access to la fast if it can be. */
+enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write);
+/* addr lies in a table of this vCPU: fill that table page with poisons. False: not a table address. */
+bool table_touch(struct soft_vcpu *sv, uint64_t addr);
+void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */
+void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global);
+void jc_remove(struct soft_vcpu *sv, uint64_t pc); /* from all contexts */
+void jc_clear_all(struct soft_vcpu *sv);
+uint32_t *ctx_gen(struct tlb_ctx *c);
+
+/* mmu/mmu.c */
+/* gpa of the instruction byte at la; false: #PF raised. */
+bool mmu_fetch(struct soft_vcpu *sv, gva_t la, gpa_t *gpa, bool *global);
+uint64_t phys_read(struct vcpu *v, gpa_t gpa, unsigned size);
+void phys_write(struct vcpu *v, gpa_t gpa, unsigned size, uint64_t value);
+
+/* cache/cache.c */
+struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *err);
+void cache_free(struct code_cache *c);
+struct block *cache_lookup(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags);
+void cache_insert(struct code_cache *c, struct block *b);
+struct block *cache_find_host(struct code_cache *c, uint64_t host_pc); /* by RX address; NULL: not in a block */
+uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t host_pc, uint64_t *insn_host);
+bool cache_contains(const struct code_cache *c, uint64_t host_pc);
+void cache_flush(struct soft_vcpu *sv);
+/* Drop the blocks of a page; unprotects it. */
+void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa);
+/* A write of len bytes to a page with code: drops what it must. True: the page may be written now through the VMM's view. */
+void cache_code_write(struct soft_vcpu *sv, gpa_t gpa, unsigned len);
+void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to, bool global);
+bool cache_code_page_seen(struct code_cache *c, uint64_t page); /* a block was made from this linear page since the last flush */
+
+/* An access by this instruction was misaligned, or needed the slow path (MMIO) `SITE_SLOW_HITS` times: translated so next time. */
+#define SITE_SLOW_HITS 3
+static inline struct site *site_of(struct soft_vcpu *sv, gpa_t gpa)
+{
+	return &sv->sites[(gpa ^ (gpa >> 12)) & (ARRAY_LEN(sv->sites) - 1)];
+}
+void block_kill(struct soft_vcpu *sv, struct block *b);
+
+/* translate/translate.c */
+struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa);
+/* Host code that runs the one NATIVE instruction with its memory operand at [T0], then exits with SX_STEP. NULL: cache full (flush and retry). */
+void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes);
+void translate_prologues(struct code_cache *c);
+
+/* dispatch.c */
+enum engine_exit soft_run(struct soft_vcpu *sv);
+uint32_t soft_hflags(const struct vcpu *v);
+/* Any thread and signal handlers: make the vCPU leave translated code (or wake from HLT) and look at requests. */
+void soft_request(struct soft_vcpu *sv, unsigned req);
+bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16]);
+
+/* signal.c */
+bool signals_init(struct soft_vcpu *sv, struct error *err);
+void signals_thread_init(struct soft_vcpu *sv);
+
+/* translate/entry.c */
+void soft_enter(struct soft_vcpu *sv);
+void soft_exit(void);        /* T0 = rip */
+void soft_exit_signal(void); /* s.rip is set */
+
+#define SOFT_SIGNAL (SIGRTMIN + 3)
+
+static inline uint64_t read_gs(void)
+{
+	uint64_t v;
+
+	__asm__ volatile("rdgsbase %0" : "=r"(v));
+	return v;
+}
+static inline void write_gs(uint64_t v) { __asm__ volatile("wrgsbase %0" : : "r"(v)); }
+
+/* STAC and CLAC switch the table in translated code: make sv->ctx say what GS says. */
+static inline void ctx_sync(struct soft_vcpu *sv)
+{
+	uint64_t gs = read_gs();
+
+	if (gs != (uintptr_t)sv->ctx->gs)
+		sv->ctx = &sv->ctxs[sv->slot][gs == sv->gs_kernel_ac ? CTX_KERNEL_AC : CTX_KERNEL];
+}
+
+#endif
+#endif

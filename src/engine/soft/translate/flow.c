@@ -1,0 +1,419 @@
+/*
+ * Branches, stack instructions and the cheap critical ones, with their fast forms; and the exits of a block.
+ *
+ * Interrupt requests are seen at safepoints: a load through poll_ptr before every backward branch and in every indirect
+ * one. Within a page, blocks are chained by plain jumps. A jump to another page goes through a thunk that compares the
+ * generation of the context's code mappings, as the page may be mapped anew.
+ */
+#include "engine/soft/translate/trans_int.h"
+
+#include <string.h>
+
+static void poll(struct trans *t)
+{
+	e_load_gs(&t->e, T1, GS(poll_ptr));
+	e_op_mem(&t->e, 0, 0x8b, T1, T1, -1, 0, 0);
+}
+
+static bool flat_code(const struct trans *t)
+{
+	return t->mode == MODE_64 || ((t->hflags >> (HF_FLAT_SHIFT + SEG_CS)) & 1);
+}
+
+bool trans_linear_page_differs(const struct trans *t, uint64_t target)
+{
+	return ((t->b->pc ^ target) >> PAGE_SHIFT) != 0;
+}
+
+static void exit_to(struct trans *t, uint64_t pc, uint32_t prologue)
+{
+	e_mov_imm(&t->e, T0, pc);
+	e_jmp_to(&t->e, prologue);
+}
+
+void trans_slow_exit(struct trans *t)
+{
+	exit_to(t, t->pc, t->c->exit_slow);
+	t->ended = true;
+}
+
+/* The parts of links are emitted in trans_finish; until then patch_off and target are known. */
+void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at)
+{
+	struct link *l = &t->c->links[t->c->nlinks++];
+
+	*l = (struct link){.target = target, .from = t->b, .patch_off = rel32_at};
+	t->links[t->nlinks++].l = l;
+}
+
+static void emit_thunk(struct trans *t, struct link *l)
+{
+	struct emit *e = &t->e;
+	uint32_t hit;
+
+	l->thunk_off = e_off(e);
+	e_mov(e, T1, R_CX);
+	e8(e, 0x65); /* mov ecx, gs:[generation] */
+	e8(e, 0x8b);
+	e_mem(e, R_CX, -1, -1, 0, 0);
+	l->thunk_genptr_off = e_off(e) - 4;
+	e8(e, 0x8d); /* lea ecx, [rcx - generation] */
+	e8(e, 0x89);
+	e32(e, 0);
+	l->thunk_gen_off = e_off(e) - 4;
+	hit = e_jrcxz(e, 8);
+	e_mov(e, R_CX, T1);
+	exit_to(t, l->target, t->c->indirect);
+	e_patch8(e, hit);
+	e_mov(e, R_CX, T1);
+	l->thunk_jmp_off = e_jmp(e);
+}
+
+void trans_finish(struct trans *t)
+{
+	struct emit *e = &t->e;
+
+	for (unsigned i = 0; i < t->nool; i++) {
+		e_patch32(e, t->ool[i].rel32_at, e_off(e));
+		exit_to(t, t->ool[i].pc, t->c->exit_slow);
+	}
+	for (unsigned i = 0; i < t->nlinks; i++) {
+		struct link *l = t->links[i].l;
+
+		l->stub_off = e_off(e);
+		e_patch32(e, l->patch_off, l->stub_off);
+		if (!flat_code(t)) {
+			exit_to(t, l->target, t->c->exit_lookup);
+			continue;
+		}
+		e_mov_imm(e, T0, l->target);
+		e_store_gs_imm(e, GS(exit_arg), (uint32_t)(l - t->c->links));
+		l->tail_off = e_jmp(e);
+		e_patch32(e, l->tail_off, t->c->exit_chain);
+		/* an instruction that crosses the page end is a block of its own and depends on the next page too */
+		if (t->b->crossing || trans_linear_page_differs(t, l->target) || (l->target & (PAGE_SIZE - 1)) > PAGE_SIZE - INSN_MAX_LEN)
+			emit_thunk(t, l);
+	}
+}
+
+/* Operand width of stack and branch forms that have a fast form here; 0: none. */
+static unsigned stack_width(const struct trans *t, const struct insn *in)
+{
+	if (t->hflags & HF_ALIGN)
+		return 0;
+	if (t->mode == MODE_64)
+		return in->osz == 8 ? 8 : 0;
+	if (t->mode == MODE_32 && in->osz == 4 && (t->hflags & HF_SS32) && ((t->hflags >> (HF_FLAT_SHIFT + SEG_SS)) & 1))
+		return 4;
+	return 0;
+}
+
+static void add_sp(struct trans *t, int32_t n)
+{
+	e_lea(&t->e, t->mode == MODE_64, R_SP, R_SP, -1, 0, n);
+}
+
+static void load(struct trans *t, unsigned width, unsigned reg, const struct operand *op)
+{
+	e_op_mem(&t->e, width == 8, 0x8b, reg, op->base, op->index, 0, op->disp);
+}
+static void store(struct trans *t, unsigned width, unsigned reg, const struct operand *op)
+{
+	e_op_mem(&t->e, width == 8, 0x89, reg, op->base, op->index, 0, op->disp);
+}
+static void store_imm(struct trans *t, unsigned width, int64_t v, const struct operand *op)
+{
+	if (width == 8 && v != (int32_t)v) {
+		e_mov_imm(&t->e, T2, (uint64_t)v);
+		store(t, width, T2, op);
+		return;
+	}
+	e_op_mem(&t->e, width == 8, 0xc7, 0, op->base, op->index, 0, op->disp);
+	e32(&t->e, (uint32_t)v);
+}
+
+static void push_op(struct trans *t, unsigned width, struct operand *op)
+{
+	trans_stack(t, R_SP, -(int32_t)width, width, op);
+}
+
+/* T0 = the value of a register or memory operand */
+static bool load_rm(struct trans *t, const struct insn *in, unsigned width)
+{
+	struct operand op;
+
+	if (in->mem == MEM_NONE) {
+		if (in->rm >= T2 && in->rm <= T0)
+			e_load_gs(&t->e, T0, GS_GPR(in->rm));
+		else
+			e_mov(&t->e, T0, in->rm);
+		if (width == 4)
+			e_mov32(&t->e, T0, T0);
+		return true;
+	}
+	if (!trans_mem_is_fast(t, in))
+		return false;
+	trans_operand(t, in, &op);
+	load(t, width, T0, &op);
+	return true;
+}
+
+static void jump(struct trans *t, uint64_t target)
+{
+	if (target <= t->pc)
+		poll(t);
+	trans_goto(t, target, e_jmp(&t->e));
+	t->ended = true;
+}
+
+static void jump_indirect(struct trans *t)
+{
+	e_jmp_to(&t->e, t->c->indirect);
+	t->ended = true;
+}
+
+static uint64_t branch_target(const struct trans *t, const struct insn *in)
+{
+	uint64_t target = t->next + (uint64_t)in->imm;
+
+	return t->mode == MODE_64 ? target : target & 0xffffffff;
+}
+
+static bool branch_is_fast(const struct trans *t, const struct insn *in)
+{
+	return t->mode == MODE_64 || (t->mode == MODE_32 && in->osz == 4 && flat_code(t));
+}
+
+static void jcc(struct trans *t, const struct insn *in)
+{
+	uint64_t target = branch_target(t, in);
+
+	if (target <= t->pc)
+		poll(t);
+	trans_goto(t, target, e_jcc(&t->e, in->cc));
+	trans_goto(t, t->next, e_jmp(&t->e));
+	t->ended = true;
+}
+
+static bool loop_or_jcxz(struct trans *t, const struct insn *in)
+{
+	uint64_t target = branch_target(t, in);
+	uint32_t zero;
+
+	if (in->asz == 2 || in->kind == INSN_LOOPE || in->kind == INSN_LOOPNE)
+		return false;
+	poll(t);
+	if (in->kind == INSN_LOOP)
+		e_lea(&t->e, in->asz == 8, R_CX, R_CX, -1, 0, -1);
+	zero = e_jrcxz(&t->e, in->asz);
+	trans_goto(t, in->kind == INSN_LOOP ? target : t->next, e_jmp(&t->e));
+	e_patch8(&t->e, zero);
+	trans_goto(t, in->kind == INSN_LOOP ? t->next : target, e_jmp(&t->e));
+	t->ended = true;
+	return true;
+}
+
+static bool call(struct trans *t, const struct insn *in, unsigned width)
+{
+	struct operand op;
+	uint64_t target = branch_target(t, in);
+
+	if (in->kind == INSN_CALL_IND && !load_rm(t, in, width))
+		return false;
+	if (in->kind == INSN_CALL_REL && target <= t->pc)
+		poll(t);
+	push_op(t, width, &op);
+	store_imm(t, width, (int64_t)t->next, &op);
+	add_sp(t, -(int32_t)width);
+	if (in->kind == INSN_CALL_IND) {
+		jump_indirect(t);
+	} else {
+		trans_goto(t, target, e_jmp(&t->e));
+		t->ended = true;
+	}
+	return true;
+}
+
+static void ret(struct trans *t, const struct insn *in, unsigned width)
+{
+	struct operand op;
+
+	trans_stack(t, R_SP, 0, width, &op);
+	load(t, width, T0, &op);
+	add_sp(t, (int32_t)width + (in->kind == INSN_RET_IMM ? (int32_t)(uint16_t)in->imm : 0));
+	jump_indirect(t);
+}
+
+static bool push(struct trans *t, const struct insn *in, unsigned width)
+{
+	struct operand op;
+	unsigned reg;
+
+	if (in->kind == INSN_PUSH_M && !load_rm(t, in, width))
+		return false;
+	push_op(t, width, &op);
+	switch (in->kind) {
+	case INSN_PUSH_R:
+		reg = trans_gpr(t, in->opreg, T2);
+		store(t, width, reg, &op);
+		break;
+	case INSN_PUSH_IMM:
+		store_imm(t, width, in->imm, &op);
+		break;
+	default:
+		store(t, width, T0, &op);
+		break;
+	}
+	add_sp(t, -(int32_t)width);
+	return true;
+}
+
+static void pop_r(struct trans *t, const struct insn *in, unsigned width)
+{
+	struct operand op;
+	unsigned reg = in->opreg;
+
+	trans_stack(t, R_SP, 0, width, &op);
+	if (reg >= T2 && reg <= T0) {
+		load(t, width, T2, &op);
+		e_store_gs(&t->e, T2, GS_GPR((int)reg));
+	} else {
+		load(t, width, reg, &op);
+	}
+	if (reg != R_SP)
+		add_sp(t, (int32_t)width);
+}
+
+static void leave(struct trans *t, unsigned width)
+{
+	struct operand op;
+
+	trans_stack(t, R_BP, 0, width, &op);
+	load(t, width, T2, &op);
+	e_lea(&t->e, width == 8, R_SP, R_BP, -1, 0, (int32_t)width);
+	e_mov(&t->e, R_BP, T2);
+}
+
+/* T0 = system flags without one (mask keeps the others); plus `add` */
+static void change_flag(struct trans *t, int32_t mask, int32_t add)
+{
+	struct emit *e = &t->e;
+
+	e_load_gs(e, T0, GS(v.s.rflags));
+	e_pext(e, T0, T0, mask);
+	e_pdep(e, T0, T0, mask);
+	if (add)
+		e_lea(e, 1, T0, T0, -1, 0, add);
+	e_store_gs(e, T0, GS(v.s.rflags));
+}
+
+static bool stac_clac(struct trans *t, const struct insn *in)
+{
+	if (!(t->hflags & HF_CPL0) || !(t->hflags & HF_SMAP) || t->mode != MODE_64)
+		return false;
+	change_flag(t, GS(mask_not_ac), in->kind == INSN_STAC ? (int32_t)FL_AC : 0);
+	e_load_gs(&t->e, T0, in->kind == INSN_STAC ? GS(gs_kernel_ac) : GS(gs_kernel));
+	e8(&t->e, 0xf3); /* wrgsbase r11 */
+	e8(&t->e, 0x49);
+	e8(&t->e, 0x0f);
+	e8(&t->e, 0xae);
+	e8(&t->e, 0xdb);
+	return true;
+}
+
+static bool pushf(struct trans *t, const struct insn *in)
+{
+	struct emit *e = &t->e;
+	struct operand op;
+
+	if (t->mode != MODE_64 || in->osz != 8 || (t->hflags & HF_ALIGN))
+		return false;
+	e_mov(e, T2, R_AX);
+	e8(e, 0x9f); /* lahf */
+	e8(e, 0x0f); /* seto al */
+	e8(e, 0x90);
+	e8(e, 0xc0);
+	e_pext(e, T0, R_AX, GS(mask_ff00));
+	e_pdep(e, T1, R_AX, GS(mask_of));
+	e_lea(e, 1, T0, T0, T1, 0, 0);
+	e_mov(e, R_AX, T2);
+	e_load_gs(e, T1, GS(v.s.rflags));
+	e_pext(e, T1, T1, GS(mask_sys));
+	e_pdep(e, T1, T1, GS(mask_sys));
+	e_lea(e, 1, T0, T0, T1, 0, 0);
+	push_op(t, 8, &op);
+	store(t, 8, T0, &op);
+	add_sp(t, -8);
+	return true;
+}
+
+/* Inline only when the instruction after it is in this block, so that the interrupt shadow is kept (see irq_poll). */
+static bool sti(struct trans *t)
+{
+	if (!(t->hflags & HF_IOPL_OK) || t->b->ninsn > MAX_BLOCK_INSNS - 4 || (t->next & (PAGE_SIZE - 1)) > PAGE_SIZE - 2 * INSN_MAX_LEN ||
+	    trans_linear_page_differs(t, t->next))
+		return false;
+	change_flag(t, GS(mask_not_if), (int32_t)FL_IF);
+	t->irq_poll = 1;
+	return true;
+}
+
+bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
+{
+	unsigned width;
+
+	switch (in->kind) {
+	case INSN_JMP_REL:
+		if (!branch_is_fast(t, in))
+			return false;
+		jump(t, branch_target(t, in));
+		return true;
+	case INSN_JCC:
+		if (!branch_is_fast(t, in))
+			return false;
+		jcc(t, in);
+		return true;
+	case INSN_JCXZ: case INSN_LOOP: case INSN_LOOPE: case INSN_LOOPNE:
+		return branch_is_fast(t, in) && loop_or_jcxz(t, in);
+	case INSN_JMP_IND:
+		if (!branch_is_fast(t, in) || !load_rm(t, in, t->mode == MODE_64 ? 8 : 4))
+			return false;
+		jump_indirect(t);
+		return true;
+	case INSN_CLI:
+		if (!(t->hflags & HF_IOPL_OK))
+			return false;
+		change_flag(t, GS(mask_not_if), 0);
+		return true;
+	case INSN_STI:
+		return sti(t);
+	case INSN_STAC: case INSN_CLAC:
+		return stac_clac(t, in);
+	case INSN_PUSHF:
+		return pushf(t, in);
+	default:
+		break;
+	}
+	width = stack_width(t, in);
+	if (!width)
+		return false;
+	switch (in->kind) {
+	case INSN_CALL_REL: case INSN_CALL_IND:
+		return flat_code(t) && call(t, in, width);
+	case INSN_RET: case INSN_RET_IMM:
+		if (!flat_code(t))
+			return false;
+		ret(t, in, width);
+		return true;
+	case INSN_PUSH_R: case INSN_PUSH_IMM: case INSN_PUSH_M:
+		return push(t, in, width);
+	case INSN_POP_R:
+		pop_r(t, in, width);
+		return true;
+	case INSN_LEAVE:
+		leave(t, width);
+		return true;
+	default:
+		return false;
+	}
+}

@@ -1,0 +1,409 @@
+/*
+ * Operands of native instructions: memory through the addend table, demoted GPRs through scratch registers, and the
+ * re-encoding of the instruction around them.
+ *
+ * No emitted sequence touches flags. Guest-visible state changes only by the instruction itself, the last that can fault; so
+ * the signal handler may restart the instruction from its first host byte.
+ */
+#include "engine/soft/translate/trans_int.h"
+
+#include <string.h>
+
+static bool demoted(int n) { return n >= T2 && n <= T0; }
+
+unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch)
+{
+	if (!demoted((int)n))
+		return n;
+	e_load_gs(&t->e, scratch, GS_GPR((int)n));
+	return scratch;
+}
+
+bool trans_mem_is_fast(const struct trans *t, const struct insn *in)
+{
+	if (in->mem == MEM_NONE || in->mem == MEM_ADDR)
+		return true;
+	if (in->mem_size > 64 || in->mem_size == 0 || (t->hflags & HF_ALIGN))
+		return false;
+	if (site_of(t->sv, t->gpa)->gpa == t->gpa && site_of(t->sv, t->gpa)->slow_hits >= SITE_SLOW_HITS)
+		return false;
+	if (t->mode == MODE_64)
+		return true;
+	if (in->seg == SEG_CS && in->mem != MEM_READ) /* a code segment is not writable */
+		return false;
+	return (t->hflags >> (HF_FLATLIM_SHIFT + in->seg)) & 1;
+}
+
+static unsigned log2_up(unsigned n)
+{
+	unsigned l = 0;
+
+	while ((1u << l) < n)
+		l++;
+	return l;
+}
+
+/*
+ * The access of `size` bytes at [ea] must not cross a page. Normally: a load that faults when ea is misaligned (an aligned
+ * access cannot cross). Where that happened: the exact check, and out of line to the slow path when it does cross.
+ */
+static void check_crossing(struct trans *t, unsigned ea, unsigned size, bool aligned_insn)
+{
+	struct emit *e = &t->e;
+	struct site *s = site_of(t->sv, t->gpa);
+	uint32_t ok;
+
+	if (size == 1 || aligned_insn) /* a misaligned operand of an aligned form is #GP by the CPU */
+		return;
+	if (!(s->gpa == t->gpa && s->misaligned)) {
+		e_pext(e, T2, ea, GS(mask_align) + 8 * (int32_t)log2_up(size));
+		e_load_gs_index(e, T2, T2, -CHECK_OFF);
+		return;
+	}
+	e_mov(e, T2, R_CX);
+	e_pext(e, R_CX, ea, GS(mask_fff));
+	e_lea(e, 1, R_CX, R_CX, -1, 0, (int32_t)size - 1);
+	e_pext(e, R_CX, R_CX, GS(mask_1000));
+	ok = e_jrcxz(e, 8);
+	e_mov(e, R_CX, T2);
+	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc};
+	e_patch8(e, ok);
+	e_mov(e, R_CX, T2);
+}
+
+/* T1 = addend of the page of ea */
+static void look_up(struct trans *t, unsigned ea)
+{
+	e_pext(&t->e, T1, ea, GS(mask_page));
+	e_load_gs_index(&t->e, T1, T1, 0);
+}
+
+void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op)
+{
+	unsigned ea = reg;
+
+	if (disp) {
+		e_lea(&t->e, t->mode == MODE_64, T1, (int)reg, -1, 0, disp);
+		ea = T1;
+	}
+	check_crossing(t, ea, size, false);
+	look_up(t, ea);
+	*op = (struct operand){.base = (int)reg, .index = T1, .disp = disp};
+}
+
+/* Offset part into T0, zero-extended from the address size. */
+static void compute_offset(struct trans *t, const struct insn *in)
+{
+	struct emit *e = &t->e;
+	int base = in->base, index = in->index;
+	unsigned scale = log2_up(in->scale ? in->scale : 1);
+	int32_t disp = (int32_t)in->disp;
+
+	if (in->rip_rel || (base < 0 && index < 0)) {
+		uint64_t off = in->rip_rel ? t->next + (uint64_t)in->disp : (uint64_t)in->disp;
+
+		e_mov_imm(e, T0, in->asz == 8 ? off : off & mask_bytes(in->asz));
+		return;
+	}
+	if (demoted(base)) {
+		e_load_gs(e, T0, GS_GPR(base));
+		base = T0;
+	}
+	if (demoted(index)) {
+		e_load_gs(e, T1, GS_GPR(index));
+		index = T1;
+	}
+	if (base < 0 && scale == 0) { /* [index + disp]: shorter as a base */
+		base = index;
+		index = -1;
+	}
+	e_lea(e, in->asz == 8, T0, base, index, scale, disp);
+	if (in->asz == 2) { /* movzx T0d, T0w */
+		e8(e, 0x45);
+		e8(e, 0x0f);
+		e8(e, 0xb7);
+		e8(e, 0xc0 | (T0 & 7) << 3 | (T0 & 7));
+	}
+}
+
+static bool needs_base(const struct trans *t, const struct insn *in)
+{
+	if (t->mode == MODE_64)
+		return in->seg == SEG_FS || in->seg == SEG_GS;
+	return !((t->hflags >> (HF_FLAT_SHIFT + in->seg)) & 1);
+}
+
+void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
+{
+	struct emit *e = &t->e;
+	bool simple = t->mode == MODE_64 && in->asz == 8 && in->base >= 0 && in->index < 0 && !in->rip_rel && !demoted(in->base) &&
+		      !needs_base(t, in);
+
+	if (simple) {
+		unsigned ea = (unsigned)in->base;
+
+		if (in->disp) {
+			e_lea(e, 1, T1, in->base, -1, 0, (int32_t)in->disp);
+			ea = T1;
+		}
+		check_crossing(t, ea, in->mem_size, in->mem_aligned);
+		look_up(t, ea);
+		*op = (struct operand){.base = in->base, .index = T1, .disp = (int32_t)in->disp, .free0 = T0, .free1 = T2};
+		return;
+	}
+	compute_offset(t, in);
+	if (needs_base(t, in)) {
+		e_load_gs(e, T1, GS(v.s.seg) + (int32_t)(in->seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
+		e_lea(e, t->mode == MODE_64, T0, T0, T1, 0, 0);
+	}
+	check_crossing(t, T0, in->mem_size, in->mem_aligned);
+	look_up(t, T0);
+	*op = (struct operand){.base = T0, .index = T1, .free0 = T2, .free1 = 0xff};
+}
+
+/* ---- re-encoding ---- */
+
+struct recode {
+	struct trans *t;
+	const struct insn *in;
+	const uint8_t *bytes;
+	struct operand op;
+	bool has_mem;
+	/* demoted guest GPR -> scratch */
+	uint8_t guest[3], scratch[3];
+	unsigned n;
+	bool high8;        /* reg is AH..BH and goes through T2 */
+};
+
+static uint8_t next_scratch(struct recode *r)
+{
+	struct emit *e = &r->t->e;
+	uint8_t s;
+
+	if (!r->has_mem)
+		return (uint8_t)(T0 - r->n); /* T0, T1, T2 */
+	if (r->op.free0 == 0xff) { /* join ea and addend: frees T1 */
+		e_lea(e, 1, T0, r->op.base, r->op.index, 0, r->op.disp);
+		r->op = (struct operand){.base = T0, .index = -1, .free0 = T1, .free1 = 0xff};
+	}
+	s = r->op.free0;
+	r->op.free0 = r->op.free1;
+	r->op.free1 = 0xff;
+	return s;
+}
+
+static unsigned subst(struct recode *r, unsigned gpr)
+{
+	uint8_t s;
+
+	if (!demoted((int)gpr))
+		return gpr;
+	for (unsigned i = 0; i < r->n; i++)
+		if (r->guest[i] == gpr)
+			return r->scratch[i];
+	s = next_scratch(r);
+	r->guest[r->n] = (uint8_t)gpr;
+	r->scratch[r->n++] = s;
+	e_load_gs(&r->t->e, s, GS_GPR((int)gpr));
+	return s;
+}
+
+static void legacy_prefixes(struct recode *r)
+{
+	const struct insn *in = r->in;
+	bool p66 = in->opsize66;
+
+	/* the host decodes with 32-bit operands by default */
+	if (in->mode == MODE_16 && in->unit == UNIT_INT && in->pp != 1)
+		p66 = !p66;
+	if (in->mode == MODE_16 && in->unit == UNIT_X87)
+		p66 = false;
+	if (p66)
+		e8(&r->t->e, 0x66);
+	if (in->rep)
+		e8(&r->t->e, in->rep);
+	if (in->lock)
+		e8(&r->t->e, 0xf0);
+}
+
+static void opcode_legacy(struct recode *r, unsigned rex, unsigned op)
+{
+	struct emit *e = &r->t->e;
+
+	if (rex)
+		e8(e, rex);
+	if (r->in->map)
+		e8(e, 0x0f);
+	if (r->in->map == 2)
+		e8(e, 0x38);
+	if (r->in->map == 3)
+		e8(e, 0x3a);
+	e8(e, op);
+}
+
+/* VEX and EVEX: the payload bytes with R, X, B, vvvv replaced. b, x: base/rm and index extension bits of the new operand. */
+static void opcode_vex(struct recode *r, unsigned reg, unsigned rm_hi, unsigned x_hi, unsigned vvvv)
+{
+	struct emit *e = &r->t->e;
+	const struct insn *in = r->in;
+	const uint8_t *payload = r->bytes + in->op_off;
+	unsigned rx = (reg & 8 ? 0 : 0x80) | (x_hi ? 0 : 0x40) | (rm_hi ? 0 : 0x20);
+	unsigned v = in->has_vvvv ? vvvv : 0;
+
+	if (in->enc == ENC_EVEX) {
+		e8(e, 0x62);
+		e8(e, (payload[-3] & 0x1f) | rx);
+		e8(e, (payload[-2] & 0x87) | (~v & 15) << 3);
+		e8(e, payload[-1] | (in->mode != MODE_64 ? 8 : 0));
+	} else {
+		unsigned wlp = in->enc == ENC_VEX3 ? payload[-1] & 0x87 : payload[-1] & 7;
+
+		e8(e, 0xc4);
+		e8(e, rx | in->map);
+		e8(e, wlp | (~v & 15) << 3);
+	}
+	e8(e, in->op);
+}
+
+static unsigned moffs_opcode(const struct insn *in)
+{
+	static const uint8_t op[4] = {0x8a, 0x8b, 0x88, 0x89};
+
+	return op[in->op & 3];
+}
+
+static bool is_moffs(const struct insn *in)
+{
+	return in->enc == ENC_LEGACY && in->map == 0 && in->op >= 0xa0 && in->op <= 0xa3;
+}
+
+static void emit_with_modrm(struct recode *r, unsigned reg, unsigned rm, unsigned vvvv, unsigned op)
+{
+	struct emit *e = &r->t->e;
+	const struct insn *in = r->in;
+	int index = r->has_mem ? r->op.index : -1;
+	bool rm_is_vec = !r->has_mem && !in->rm_gpr;
+	int32_t disp = r->op.disp;
+
+	if (in->enc == ENC_LEGACY) {
+		unsigned rex = in->rex & 0x48;
+
+		rex |= (reg & 8) >> 1 | (index > 7 ? 2 : 0) | ((r->has_mem ? (unsigned)r->op.base : rm) & 8) >> 3;
+		if (rex || in->rex || r->high8)
+			rex |= 0x40;
+		legacy_prefixes(r);
+		opcode_legacy(r, rex, op);
+	} else {
+		unsigned x = r->has_mem ? index > 7 : (rm_is_vec && (rm & 16) != 0);
+
+		opcode_vex(r, reg, ((r->has_mem ? (unsigned)r->op.base : rm) & 8) != 0, x, vvvv);
+	}
+	if (!r->has_mem) {
+		e8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
+		return;
+	}
+	/* EVEX scales disp8: use none or disp32 */
+	if (in->enc == ENC_EVEX && disp) {
+		bool sib = index >= 0 || (r->op.base & 7) == 4;
+
+		e8(e, 0x80 | (reg & 7) << 3 | (sib ? 4 : (unsigned)r->op.base & 7));
+		if (sib)
+			e8(e, (index < 0 ? 4u : (unsigned)index & 7) << 3 | ((unsigned)r->op.base & 7));
+		e32(e, (uint32_t)disp);
+	} else if (in->enc == ENC_EVEX && (r->op.base & 7) == 5) {
+		/* rbp/r13 base needs a displacement, and disp8 0 is 0 whatever the scale */
+		e_mem(e, reg, r->op.base, index, 0, 0);
+	} else {
+		e_mem(e, reg, r->op.base, index, 0, disp);
+	}
+}
+
+static void emit_opreg(struct recode *r)
+{
+	const struct insn *in = r->in;
+	struct emit *e = &r->t->e;
+	unsigned reg = subst(r, in->opreg);
+	unsigned rex;
+
+	if (in->map == 0 && in->op >= 0x40 && in->op <= 0x4f) { /* INC/DEC r: these bytes are REX here */
+		legacy_prefixes(r);
+		e8(e, 0xff);
+		e8(e, 0xc0 | (in->op & 8) | (reg & 7));
+		return;
+	}
+	rex = (in->rex & 0x48) | (reg & 8) >> 3;
+	if (rex || in->rex)
+		rex |= 0x40;
+	legacy_prefixes(r);
+	opcode_legacy(r, rex, (in->op & 0xf8) | (reg & 7));
+}
+
+void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op)
+{
+	struct recode r = {.t = t, .in = in, .bytes = bytes, .has_mem = op != NULL};
+	struct emit *e = &t->e;
+	unsigned reg = in->reg, rm = in->rm, vvvv = in->vvvv, opcode = in->op;
+
+	if (op)
+		r.op = *op;
+	if (is_moffs(in)) {
+		reg = R_AX;
+		opcode = moffs_opcode(in);
+	} else if (in->opreg_gpr) {
+		emit_opreg(&r);
+		goto imm;
+	} else if (!in->has_modrm) {
+		unsigned rex = in->rex & 0x48;
+
+		legacy_prefixes(&r);
+		if (in->enc == ENC_LEGACY)
+			opcode_legacy(&r, in->rex ? rex | 0x40 : 0, in->op);
+		else
+			opcode_vex(&r, 0, 0, 0, 0); /* vzeroupper */
+		goto imm;
+	}
+	if (op && in->reg_high8) { /* AH..BH cannot be named together with r8-r15: rotate it into T2's low byte */
+		r.high8 = true;
+		reg = next_scratch(&r);
+		e_rorx(e, reg, in->reg - 4u, 8);
+	} else if (in->reg_gpr) {
+		reg = subst(&r, reg);
+	}
+	if (!op && in->rm_gpr)
+		rm = subst(&r, rm);
+	if (in->vvvv_gpr)
+		vvvv = subst(&r, vvvv);
+	emit_with_modrm(&r, reg, rm, vvvv, opcode);
+imm:
+	for (unsigned i = 0; i < in->imm_len; i++)
+		e8(e, bytes[in->imm_off + i]);
+	if (r.high8)
+		e_rorx(e, in->reg - 4u, reg, 56);
+	for (unsigned i = 0; i < r.n; i++)
+		e_store_gs(e, r.scratch[i], GS_GPR(r.guest[i]));
+}
+
+/* LEA writes osz bytes of the offset. */
+void trans_lea(struct trans *t, const struct insn *in)
+{
+	struct emit *e = &t->e;
+	unsigned to = in->reg;
+
+	compute_offset(t, in);
+	if (in->osz == 2) {
+		/* mov r16, T0w keeps the upper bits */
+		if (demoted((int)to))
+			e_load_gs(e, T2, GS_GPR((int)to));
+		e8(e, 0x66);
+		e_op_reg(e, 0, 0x8b, demoted((int)to) ? T2 : to, T0);
+		if (demoted((int)to))
+			e_store_gs(e, T2, GS_GPR((int)to));
+		return;
+	}
+	if (in->osz == 4)
+		e_mov32(e, demoted((int)to) ? T0 : to, T0);
+	else if (!demoted((int)to))
+		e_mov(e, to, T0);
+	if (demoted((int)to))
+		e_store_gs(e, T0, GS_GPR((int)to));
+}

@@ -1,0 +1,65 @@
+/*
+ * Inside the translator: one struct for the block under translation, and its parts: operand.c (GPRs and memory operands of
+ * native instructions), flow.c (branches and stack), translate.c (the loop over a block).
+ */
+#ifndef ENGINE_SOFT_TRANS_INT_H
+#define ENGINE_SOFT_TRANS_INT_H
+
+#include "engine/soft/translate/emit.h"
+
+#define MAX_BLOCK_INSNS 48
+#define MAX_BLOCK_LINKS 3
+/* Room that one block may need at most, and one instruction with its out-of-line part. */
+#define MAX_BLOCK_BYTES 16384
+
+struct out_of_line { /* crossing access: leave for the slow path */
+	uint32_t rel32_at;
+	uint64_t pc;
+};
+
+struct trans {
+	struct emit e;
+	struct soft_vcpu *sv;
+	struct code_cache *c;
+	struct block *b;
+	uint32_t hflags;
+	enum insn_cpu_mode mode;
+	uint64_t pc;       /* of the current instruction */
+	uint64_t next;     /* of the one after it */
+	gpa_t gpa;         /* of the current instruction */
+	uint64_t code_base; /* CS base: linear address = code_base + pc */
+	struct out_of_line ool[MAX_BLOCK_INSNS * 2];
+	unsigned nool;
+	struct { struct link *l; } links[MAX_BLOCK_LINKS];
+	unsigned nlinks;
+	bool ended;
+	unsigned irq_poll; /* 1: emit the poll at the start of the instruction after the next (STI), 2: now */
+};
+
+/* A memory operand made ready: [base + index + disp] is the host address. */
+struct operand {
+	int base, index;
+	int32_t disp;
+	uint8_t free0, free1; /* scratch registers left, 0xff when none */
+};
+
+/* operand.c */
+bool trans_mem_is_fast(const struct trans *t, const struct insn *in);
+/* Emits address computation, alignment check and table look-up for the instruction's memory operand, or for [ea_reg + disp] when in is NULL. */
+void trans_operand(struct trans *t, const struct insn *in, struct operand *op);
+/* The same for a stack slot: address register `reg` (rsp, rbp or T0), offset disp, size bytes. Uses T1, checks with T2. */
+void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op);
+/* Re-encode a native instruction; op NULL when it has no memory operand. bytes are the guest's. */
+void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op);
+void trans_lea(struct trans *t, const struct insn *in);
+/* Load GPR n into a register: itself when it is in the host's, else into scratch (returned). */
+unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch);
+
+/* flow.c: true when the instruction was translated, false: leave it to the slow path */
+bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes);
+void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at); /* make a link for the branch at rel32_at */
+void trans_slow_exit(struct trans *t);
+void trans_finish(struct trans *t); /* out-of-line parts */
+bool trans_linear_page_differs(const struct trans *t, uint64_t target);
+
+#endif

@@ -1,0 +1,270 @@
+/*
+ * The translator: guest code of one page in, one block of host code out. Near-identity: an innocuous instruction is
+ * emitted as it is; see operand.c and flow.c for what is rewritten.
+ */
+#include <string.h>
+
+#include "engine/soft/mmu/mmu.h"
+#include "engine/soft/translate/trans_int.h"
+
+/* Whether the CPU state lets instructions of this unit run; else the slow path raises #NM or #UD. */
+static bool unit_ok(uint32_t hflags, const struct insn *in)
+{
+	static const uint32_t need[] = {
+		[UNIT_INT] = 0, [UNIT_X87] = HF_X87, [UNIT_MMX] = HF_X87, [UNIT_SSE] = HF_SSE, [UNIT_AVX] = HF_AVX, [UNIT_AVX512] = HF_AVX512,
+	};
+
+	if (in->vex_gpr && !(hflags & HF_PE))
+		return false;
+	if (in->unit == UNIT_X87 && in->map == 0 && in->op == 0x9b && !in->has_modrm)
+		return !(hflags & HF_TS_WAIT);
+	return (hflags & need[in->unit]) == need[in->unit];
+}
+
+static bool is_cld_std(const struct insn *in)
+{
+	return in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd);
+}
+
+static bool translate_one(struct trans *t, const struct insn *in, const uint8_t *bytes)
+{
+	struct operand op;
+
+	if (in->kind == INSN_NOP)
+		return true;
+	if (in->kind == INSN_LEA) {
+		trans_lea(t, in);
+		return true;
+	}
+	if (in->kind != INSN_NATIVE)
+		return trans_flow(t, in, bytes);
+	if (is_cld_std(in)) {
+		if (in->op == 0xfd)
+			return false;
+		e_load_gs(&t->e, T0, GS(v.s.rflags));
+		e_pext(&t->e, T0, T0, GS(mask_not_df));
+		e_pdep(&t->e, T0, T0, GS(mask_not_df));
+		e_store_gs(&t->e, T0, GS(v.s.rflags));
+		return true;
+	}
+	if (!unit_ok(t->hflags, in))
+		return false;
+	if (in->mem == MEM_NONE) {
+		trans_native(t, in, bytes, NULL);
+		return true;
+	}
+	if (!trans_mem_is_fast(t, in))
+		return false;
+	trans_operand(t, in, &op);
+	trans_native(t, in, bytes, &op);
+	return true;
+}
+
+/* Branches with a fast form: they end the block, so the poll has to come before them. */
+static bool is_branch(const struct insn *in)
+{
+	return in->kind >= INSN_JMP_REL && in->kind <= INSN_LOOPNE;
+}
+
+static void poll_irq(struct trans *t)
+{
+	e_load_gs(&t->e, T1, GS(irq_poll_ptr));
+	e_op_mem(&t->e, 0, 0x8b, T1, T1, -1, 0, 0);
+	t->irq_poll = 0;
+}
+
+/* Append the next instruction. avail: bytes left in the page (or assembled over its end). */
+static bool append(struct trans *t, const uint8_t *code, unsigned avail)
+{
+	struct block *b = t->b;
+	struct insn_map *m = &t->c->map[b->map_off + b->ninsn];
+	struct insn in;
+	enum decode_result r = insn_decode(code, avail, t->mode, &in);
+
+	if (r == DECODE_MORE)
+		return false;
+	*m = (struct insn_map){.host_off = e_off(&t->e) - b->host_off, .guest_off = (uint32_t)(t->pc - b->pc)};
+	b->ninsn++;
+	if (r != DECODE_OK) { /* the slow path decodes again and raises #UD or #GP */
+		b->guest_len = (uint16_t)(b->guest_len + (in.len ? in.len : 1));
+		trans_slow_exit(t);
+		return true;
+	}
+	t->next = t->pc + in.len;
+	if (t->mode != MODE_64)
+		t->next &= 0xffffffff;
+	b->guest_len = (uint16_t)(b->guest_len + in.len);
+	if (t->irq_poll == 2 || (t->irq_poll == 1 && is_branch(&in)))
+		poll_irq(t);
+	else if (t->irq_poll == 1)
+		t->irq_poll = 2;
+	if (!translate_one(t, &in, code))
+		trans_slow_exit(t);
+	t->gpa += in.len;
+	t->pc = t->next;
+	return true;
+}
+
+/* The block ends before t->pc without a branch. */
+static void fall_through(struct trans *t)
+{
+	if (t->irq_poll) {
+		e_mov_imm(&t->e, T0, t->pc);
+		e_jmp_to(&t->e, t->c->exit_lookup);
+	} else {
+		trans_goto(t, t->pc, e_jmp(&t->e));
+	}
+}
+
+static void translate_page(struct trans *t, const uint8_t *page)
+{
+	unsigned off = t->gpa & (PAGE_SIZE - 1);
+
+	while (!t->ended && t->b->ninsn < MAX_BLOCK_INSNS) {
+		unsigned at = off + t->b->guest_len;
+
+		if (at >= PAGE_SIZE || !append(t, page + at, (unsigned)PAGE_SIZE - at))
+			break;
+	}
+	if (!t->ended)
+		fall_through(t);
+}
+
+/* The first instruction crosses the page end: a block of its own that belongs to both pages. False: #PF on the second page. */
+static bool translate_crossing(struct trans *t, const uint8_t *page)
+{
+	struct soft_vcpu *sv = t->sv;
+	unsigned n = (unsigned)(PAGE_SIZE - (t->gpa & (PAGE_SIZE - 1)));
+	uint8_t bytes[2 * INSN_MAX_LEN + 2];
+	gva_t la = t->code_base + t->pc + n;
+	const uint8_t *second;
+	bool global;
+
+	if (t->mode != MODE_64)
+		la &= 0xffffffff;
+	if (!mmu_fetch(sv, la, &t->b->gpa2, &global))
+		return false;
+	second = ram_ptr(sv->v.cfg->ram, t->b->gpa2, INSN_MAX_LEN);
+	if (!second)
+		return vcpu_raise_gp(&sv->v, 0); /* code in MMIO space */
+	t->b->crossing = true;
+	memcpy(bytes, page + PAGE_SIZE - n, n);
+	memcpy(bytes + n, second, INSN_MAX_LEN);
+	append(t, bytes, INSN_MAX_LEN);
+	if (!t->ended)
+		fall_through(t);
+	return true;
+}
+
+static bool room(const struct code_cache *c)
+{
+	return c->used + MAX_BLOCK_BYTES <= c->size && c->nblocks < c->max_blocks && c->nlinks + MAX_BLOCK_LINKS <= c->max_links &&
+	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && !c->flush_wanted;
+}
+
+struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
+{
+	struct code_cache *c = sv->cache;
+	struct cpu_state *s = &sv->v.s;
+	struct trans t = {.sv = sv, .c = c, .hflags = sv->hflags, .mode = vcpu_mode(&sv->v), .pc = pc, .gpa = gpa};
+	const uint8_t *page = ram_ptr(sv->v.cfg->ram, gpa & ~(PAGE_SIZE - 1), PAGE_SIZE);
+	struct block *b;
+
+	if (!page) {
+		vcpu_raise_gp(&sv->v, 0); /* code in MMIO space */
+		return NULL;
+	}
+	if (!room(c))
+		cache_flush(sv);
+	c->used = (c->used + 15) & ~15ul;
+	b = t.b = &c->blocks[c->nblocks];
+	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap};
+	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
+	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
+	translate_page(&t, page);
+	if (!b->ninsn) {
+		t.e.p = c->rw + c->used;
+		t.nlinks = 0;
+		t.ended = false;
+		if (!translate_crossing(&t, page))
+			return NULL;
+	}
+	trans_finish(&t);
+	b->host_len = e_off(&t.e) - b->host_off;
+	c->used = e_off(&t.e);
+	c->nmap += b->ninsn;
+	c->nblocks++;
+	cache_insert(c, b);
+	sv->stats.translations++;
+	sv->stats.insns += b->ninsn;
+	return b;
+}
+
+static unsigned step_hash(const struct insn *in, const uint8_t *bytes)
+{
+	unsigned h = in->mode;
+
+	for (unsigned i = 0; i < in->len; i++)
+		h = h * 31 + bytes[i];
+	return h % STEP_HASH;
+}
+
+void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
+{
+	struct code_cache *c = sv->cache;
+	struct trans t = {.sv = sv, .c = c, .hflags = sv->hflags, .mode = in->mode};
+	struct operand op = {.base = T0, .index = -1, .disp = 0, .free0 = T2, .free1 = T1};
+	unsigned h = step_hash(in, bytes);
+	struct step_stub *s;
+
+	for (s = c->steps[h]; s; s = s->next)
+		if (s->len == in->len && s->mode == in->mode && !memcmp(s->bytes, bytes, in->len))
+			return c->rx + s->host_off;
+	if (!room(c) || c->nsteps >= c->max_steps)
+		cache_flush(sv);
+	s = &c->step_pool[c->nsteps++];
+	*s = (struct step_stub){.len = in->len, .mode = in->mode, .host_off = (uint32_t)c->used, .next = c->steps[h]};
+	memcpy(s->bytes, bytes, in->len);
+	c->steps[h] = s;
+	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
+	trans_native(&t, in, bytes, in->mem == MEM_NONE ? NULL : &op);
+	e_jmp_to(&t.e, c->exit_step);
+	c->used = e_off(&t.e);
+	return c->rx + s->host_off;
+}
+
+/* Code that blocks jump to: exits, and the jump-cache look-up of indirect branches (T0 = guest pc). */
+void translate_prologues(struct code_cache *c)
+{
+	struct emit e = {.p = c->rw, .base = c->rw};
+	uint32_t hit;
+
+	c->exit_chain = e_off(&e);
+	e_store_gs_imm(&e, GS(exit_reason), SX_CHAIN);
+	e_jmp_gs(&e, GS(exit_fn));
+	c->exit_lookup = e_off(&e);
+	e_store_gs_imm(&e, GS(exit_reason), SX_LOOKUP);
+	e_jmp_gs(&e, GS(exit_fn));
+	c->exit_slow = e_off(&e);
+	e_store_gs_imm(&e, GS(exit_reason), SX_SLOW);
+	e_jmp_gs(&e, GS(exit_fn));
+	c->exit_step = e_off(&e);
+	e_store_gs_imm(&e, GS(exit_reason), SX_STEP);
+	c->exit_signal = e_off(&e);
+	e_jmp_gs(&e, GS(exit_signal_fn));
+	c->indirect = e_off(&e);
+	e_load_gs(&e, T1, GS(poll_ptr));
+	e_op_mem(&e, 0, 0x8b, T1, T1, -1, 0, 0);
+	e_pext(&e, T1, T0, GS(mask_jc));
+	e_mov(&e, T2, R_CX);
+	e_load_gs_index(&e, R_CX, T1, -JC_NEG_OFF);
+	e_lea(&e, 1, R_CX, R_CX, T0, 0, 0);
+	hit = e_jrcxz(&e, 8);
+	e_mov(&e, R_CX, T2);
+	e_jmp_to(&e, c->exit_lookup);
+	e_patch8(&e, hit);
+	e_mov(&e, R_CX, T2);
+	e8(&e, 0x65); /* jmp gs:[T1 * 8 + JC_HOST] */
+	e_op_mem(&e, 0, 0xff, 4, -1, T1, 3, -JC_HOST_OFF);
+	c->used = align_up(e_off(&e), 64);
+}
