@@ -1,6 +1,7 @@
 #include "mem/ram.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -155,6 +156,27 @@ bool ram_write(struct ram *r, gpa_t gpa, const void *buf, uint64_t len)
 		ram_wrote(r, gpa, len);
 	}
 	return p || !len;
+}
+
+bool ram_zero(struct ram *r, gpa_t gpa, uint64_t len)
+{
+	uint64_t offset, first, last;
+
+	if (!len)
+		return true;
+	if (!find(r, gpa, len, &offset))
+		return false;
+	first = align_up(offset, PAGE_SIZE);
+	last = align_down(offset + len, PAGE_SIZE);
+	if (last >= first + MIB && fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first,
+					     (off_t)(last - first)) == 0) {
+		memset(r->view + offset, 0, first - offset);
+		memset(r->view + last, 0, offset + len - last);
+	} else {
+		memset(r->view + offset, 0, len);
+	}
+	ram_wrote(r, gpa, len);
+	return true;
 }
 
 static bool watched(const struct ram *r, uint64_t offset, uint64_t len)

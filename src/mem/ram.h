@@ -45,6 +45,8 @@ gpa_t ram_gpa(const struct ram *r, uint64_t offset);
 
 bool ram_read(const struct ram *r, gpa_t gpa, void *buf, uint64_t len);
 bool ram_write(struct ram *r, gpa_t gpa, const void *buf, uint64_t len);
+/* Zero a range; large ones give their pages back to the host. */
+bool ram_zero(struct ram *r, gpa_t gpa, uint64_t len);
 /* Tell the engine that [gpa, gpa + len) was written by other than a vCPU. Cheap when nothing watches the pages. */
 void ram_wrote(struct ram *r, gpa_t gpa, uint64_t len);
 

@@ -154,6 +154,27 @@ static void test_watcher(void **state)
 	ram_free(r);
 }
 
+static void test_zero(void **state)
+{
+	const uint64_t from[] = {0x1234, RAM_HIGH_BASE + 5}, len[] = {100, 5 * MIB + 3};
+	struct ram *r = make(4 * GIB);
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++)
+		for (unsigned j = 0; j < 2; j++) {
+			uint8_t *p = ram_ptr(r, from[i] - 1, len[j] + 2);
+
+			memset(p, 0xee, len[j] + 2);
+			assert_true(ram_zero(r, from[i], len[j]));
+			assert_true(p[0] == 0xee && p[1 + len[j]] == 0xee);
+			for (uint64_t k = 1; k <= len[j]; k++)
+				assert_int_equal(p[k], 0);
+		}
+	assert_false(ram_zero(r, RAM_LOW_MAX - 1, 2));
+	assert_true(ram_zero(r, RAM_LOW_MAX, 0));
+	ram_free(r);
+}
+
 /* More than any host of this test has: nothing is taken before it is touched. */
 static void test_sparse(void **state)
 {
@@ -173,6 +194,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sizes),	   cmocka_unit_test(test_one_region), cmocka_unit_test(test_two_regions),
 		cmocka_unit_test(test_read_write), cmocka_unit_test(test_watcher),    cmocka_unit_test(test_sparse),
+		cmocka_unit_test(test_zero),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
