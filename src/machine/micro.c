@@ -1,0 +1,283 @@
+#include "machine/micro.h"
+
+#include <stdlib.h>
+
+#include "backend/char/chardev.h"
+#include "boot/acpi.h"
+#include "boot/boot.h"
+#include "dev/acpi_pm.h"
+#include "dev/debug_exit.h"
+#include "dev/pci/pci.h"
+#include "dev/reset.h"
+#include "dev/rtc.h"
+#include "dev/uart.h"
+#include "dev/virtio/console.h"
+#include "dev/virtio/rng.h"
+
+/* Ports. The interrupt chips take theirs in the engine: 0x20, 0x40, 0x61, 0xa0, 0x4d0. */
+#define COM1_PORT 0x3f8
+#define ACPI_PM_PORT 0x600
+
+/* Guest-physical addresses between RAM's low part (up to 3 GiB) and 4 GiB. */
+#define PCI_LOW_BASE 0xc0000000u
+#define PCI_LOW_LEN 0x20000000u
+#define ECAM_BASE 0xe0000000u
+#define ECAM_BUSES 1
+#define ECAM_LEN (ECAM_BUSES * MIB)
+#define IOAPIC_BASE 0xfec00000u
+#define LAPIC_BASE 0xfee00000u
+#define CHIPS_LEN 0x00400000u /* IOAPIC and LAPIC, as the memory map reserves them */
+
+/* Above 4 GiB: where RAM ends, at the next multiple, when the guest's physical addresses reach so far. */
+#define PCI_HIGH_ALIGN (64 * GIB)
+#define PCI_HIGH_LEN (64 * GIB)
+
+/* GSIs. INTA# to INTD# have the IOAPIC's upper pins to themselves. */
+#define COM1_IRQ 4
+#define RTC_IRQ 8
+#define SCI_IRQ 9
+#define INTX_GSI 16
+
+/* PCI 00:00.0 */
+#define HOST_BRIDGE_VENDOR 0x1b36 /* a PCIe host bridge without a chip's quirks */
+#define HOST_BRIDGE_DEVICE 0x0008
+#define RNG_DEVICE 1
+#define CONSOLE_DEVICE 2
+
+#define S5_TYPE 5
+
+struct micro {
+	struct machine *machine;
+	struct chardev *serial_chr, *console_chr;
+	struct uart *com1;
+	struct rtc *rtc;
+	struct acpi_pm *pm;
+	struct reset *reset;
+	struct debug_exit *debug_exit;
+	struct pci_host *pci;
+	struct virtio_rng *rng;
+	struct virtio_console *console;
+	struct pci_window pci_high;
+};
+
+static void on_power_off(void *ctx)
+{
+	machine_stop(ctx, STOP_POWEROFF, 0);
+}
+
+static void on_reset(void *ctx)
+{
+	machine_reset_request(ctx);
+}
+
+static void on_debug_exit(void *ctx, uint32_t value)
+{
+	machine_stop(ctx, STOP_DEBUG_EXIT, value);
+}
+
+static void on_escape(void *ctx)
+{
+	struct machine *m = ctx;
+
+	pthread_mutex_lock(&m->lock);
+	machine_stop(m, STOP_ESCAPE, 0);
+	pthread_mutex_unlock(&m->lock);
+}
+
+static uint64_t ram_above_4g(const struct machine *m)
+{
+	return ram_size(m->ram) > RAM_LOW_MAX ? ram_size(m->ram) - RAM_LOW_MAX : 0;
+}
+
+static struct pci_window high_window(const struct machine *m)
+{
+	gpa_t base = align_up(RAM_HIGH_BASE + ram_above_4g(m), PCI_HIGH_ALIGN);
+
+	if (!range_ok(base, PCI_HIGH_LEN, BIT(m->cpuid.phys_bits)))
+		return (struct pci_window){0};
+	return (struct pci_window){.base = base, .len = PCI_HIGH_LEN};
+}
+
+static bool open_chardevs(struct micro *b, struct error *err)
+{
+	struct machine *m = b->machine;
+
+	b->serial_chr = chardev_open(m->cfg.serial, m->loop, &m->lock, on_escape, m, err);
+	if (!b->serial_chr)
+		return false;
+	if (!m->cfg.virtio_console)
+		return true;
+	b->console_chr = chardev_open(m->cfg.virtio_console, m->loop, &m->lock, on_escape, m, err);
+	return b->console_chr;
+}
+
+/* The wiring list. */
+static bool micro_build(struct machine *m, struct error *err)
+{
+	struct micro *b = calloc(1, sizeof(*b));
+	const struct irq_sink *irqs = m->engine->ops->irq_sink(m->engine);
+
+	if (!b)
+		return error_set(err, "out of memory");
+	b->machine = m;
+	b->pci_high = high_window(m);
+	m->devices = b;
+
+	if (!open_chardevs(b, err))
+		return false;
+
+	b->com1 = uart_new(&(struct uart_config){.bus = m->bus, .space = BUS_PIO, .base = COM1_PORT, .irq = {irqs, COM1_IRQ},
+						 .chr = b->serial_chr, .timers = &m->timers, .name = "COM1"}, err);
+	if (!b->com1)
+		return false;
+
+	b->rtc = rtc_new(&(struct rtc_config){.bus = m->bus, .irq = {irqs, RTC_IRQ}, .timers = &m->timers,
+					      .ram_below_4g = min_u64(ram_size(m->ram), RAM_LOW_MAX),
+					      .ram_above_4g = ram_above_4g(m)}, err);
+	if (!b->rtc)
+		return false;
+
+	b->pm = acpi_pm_new(&(struct acpi_pm_config){.bus = m->bus, .base = ACPI_PM_PORT, .sci = {irqs, SCI_IRQ},
+						     .timers = &m->timers, .timer_32bit = true, .s5_type = S5_TYPE,
+						     .on_power_off = on_power_off, .ctx = m}, err);
+	if (!b->pm)
+		return false;
+
+	b->reset = reset_new(m->bus, on_reset, m, err);
+	if (!b->reset)
+		return false;
+
+	if (m->cfg.debug_exit) {
+		b->debug_exit = debug_exit_new(m->bus, m->cfg.debug_exit_port, on_debug_exit, m, err);
+		if (!b->debug_exit)
+			return false;
+	}
+
+	b->pci = pci_host_new(&(struct pci_host_config){.bus = m->bus, .ecam_base = ECAM_BASE, .ecam_buses = ECAM_BUSES,
+							.low = {PCI_LOW_BASE, PCI_LOW_LEN}, .high = b->pci_high,
+							.intx = {{irqs, INTX_GSI}, {irqs, INTX_GSI + 1},
+								 {irqs, INTX_GSI + 2}, {irqs, INTX_GSI + 3}},
+							.msi = irqs, .reset = b->reset,
+							.vendor = HOST_BRIDGE_VENDOR, .device = HOST_BRIDGE_DEVICE}, err);
+	if (!b->pci)
+		return false;
+
+	b->rng = virtio_rng_new(&(struct virtio_config){.host = b->pci, .devfn = PCI_DEVFN(RNG_DEVICE, 0), .ram = m->ram,
+							.timers = &m->timers}, err);
+	if (!b->rng)
+		return false;
+
+	if (b->console_chr) {
+		b->console = virtio_console_new(&(struct virtio_config){.host = b->pci,
+									.devfn = PCI_DEVFN(CONSOLE_DEVICE, 0),
+									.ram = m->ram, .timers = &m->timers},
+						b->console_chr, err);
+		if (!b->console)
+			return false;
+	}
+	pci_host_reset(b->pci);
+	return true;
+}
+
+static bool build_acpi(struct micro *b, gpa_t *rsdp, struct error *err)
+{
+	struct machine *m = b->machine;
+	struct acpi_config c = {
+		.ncpus = m->cfg.ncpus,
+		.lapic_base = LAPIC_BASE,
+		.ioapic_base = IOAPIC_BASE,
+		.pic = true,
+		.sci = SCI_IRQ,
+		.pm1_evt = ACPI_PM_PORT + ACPI_PM_EVT,
+		.pm1_cnt = ACPI_PM_PORT + ACPI_PM_CNT,
+		.pm_tmr = ACPI_PM_PORT + ACPI_PM_TMR,
+		.gpe0 = ACPI_PM_PORT + ACPI_PM_GPE0,
+		.gpe0_len = ACPI_PM_GPE0_LEN,
+		.pm_tmr_32bit = true,
+		.s5_type = S5_TYPE,
+		.reset_port = RESET_PORT,
+		.reset_value = RESET_VALUE,
+		.ecam_base = ECAM_BASE,
+		.pci_bus_last = ECAM_BUSES - 1,
+		.mmio32 = {PCI_LOW_BASE, PCI_LOW_LEN},
+		.mmio64 = {b->pci_high.base, b->pci_high.len},
+		.intx_gsi = {INTX_GSI, INTX_GSI + 1, INTX_GSI + 2, INTX_GSI + 3},
+		.rtc = true,
+		.rtc_century = RTC_CENTURY,
+		.uart = {{COM1_PORT, COM1_IRQ}},
+	};
+
+	return acpi_build(m->ram, &c, E820_ROM, E820_ROM_END - E820_ROM, rsdp, err);
+}
+
+static bool micro_load(struct machine *m, struct error *err)
+{
+	static const struct e820_entry reserved[] = {
+		{ECAM_BASE, ECAM_LEN, E820_RESERVED},
+		{IOAPIC_BASE, CHIPS_LEN, E820_RESERVED},
+	};
+	struct boot_params p = {
+		.ram = m->ram,
+		.kernel = m->cfg.kernel,
+		.initrd = m->cfg.initrd,
+		.cmdline = m->cfg.append,
+		.modules = m->cfg.modules,
+		.nmodules = m->cfg.nmodules,
+		.extra = reserved,
+		.nextra = ARRAY_LEN(reserved),
+	};
+	struct cpu_state bsp;
+
+	if (!build_acpi(m->devices, &p.rsdp, err))
+		return false;
+	m->engine->ops->get_state(m->engine, 0, &bsp);
+	return boot_load(&p, &bsp, err) && m->engine->ops->set_state(m->engine, 0, &bsp, err);
+}
+
+static void micro_reset(struct machine *m)
+{
+	struct micro *b = m->devices;
+
+	pci_host_reset(b->pci);
+	uart_reset(b->com1);
+	rtc_reset(b->rtc);
+	acpi_pm_reset(b->pm);
+	reset_reset(b->reset);
+}
+
+static void micro_free(struct machine *m)
+{
+	struct micro *b = m->devices;
+
+	if (!b)
+		return;
+	virtio_console_free(b->console);
+	virtio_rng_free(b->rng);
+	pci_host_free(b->pci);
+	debug_exit_free(b->debug_exit);
+	reset_free(b->reset);
+	acpi_pm_free(b->pm);
+	rtc_free(b->rtc);
+	uart_free(b->com1);
+	chardev_close(b->console_chr);
+	chardev_close(b->serial_chr);
+	free(b);
+	m->devices = NULL;
+}
+
+static const char *micro_run_error(const struct machine *m)
+{
+	const struct micro *b = m->devices;
+	const char *e = chardev_error(b->serial_chr);
+
+	return e || !b->console_chr ? e : chardev_error(b->console_chr);
+}
+
+const struct board board_micro = {
+	.name = "micro",
+	.build = micro_build,
+	.load = micro_load,
+	.reset = micro_reset,
+	.free = micro_free,
+	.run_error = micro_run_error,
+};

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Boot an unmodified Debian kernel to an initramfs shell, use it, and switch it off.
+
+usage: boot.py DOPPEL SOURCE_ROOT KERNEL ENGINE USER     KERNEL: cloud or generic; ENGINE: soft or kvm; USER: self or nobody
+
+Skipped (77) where the kernel cannot be fetched, the engine does not run or is too slow here, or USER cannot be taken.
+"""
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cli"))
+from harness import Checks, Directory, auto_engine, skip  # noqa: E402
+
+doppel, root, kernel, engine, user = sys.argv[1:]
+BOOT_SECONDS = 120
+PROMPT = "doppel / # "
+TROUBLE = re.compile(r"BUG|WARNING|Oops|Call Trace|Kernel panic|general protection|unable to handle|stall|lockup|"
+                     r"unchecked MSR|nobody cared|spurious|unexpected|failed to|segfault|traps:")
+
+
+class Guest:
+    """A run of doppel whose serial port is a pipe pair."""
+
+    def __init__(self, command):
+        self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+        os.set_blocking(self.p.stdout.fileno(), False)
+        self.sel = selectors.DefaultSelector()
+        self.sel.register(self.p.stdout, selectors.EVENT_READ)
+        self.all = ""
+        self.at = 0
+
+    def wait(self, text, seconds):
+        """What came up to and with `text` since the last wait; None when it does not come."""
+        end = time.monotonic() + seconds
+        while (found := self.all.find(text, self.at)) < 0:
+            if time.monotonic() > end or not self.sel.select(end - time.monotonic()):
+                return None
+            data = self.p.stdout.read(65536)
+            if not data:
+                return None
+            self.all += data.decode(errors="replace").replace("\r", "")
+        out = self.all[self.at:found + len(text)]
+        self.at = found + len(text)
+        return out
+
+    def send(self, line):
+        self.p.stdin.write(line.encode() + b"\n")
+
+    def command(self, line, seconds=60):
+        """Output of a shell command, without its echo and the prompt; None when it does not end."""
+        self.send(line)
+        out = self.wait(PROMPT, seconds)
+        return None if out is None else out.split("\n", 1)[-1][:-len(PROMPT)]
+
+    def end(self, seconds=60):
+        """Exit status; kills it when it does not end."""
+        end = time.monotonic() + seconds
+        while self.p.poll() is None and time.monotonic() < end:
+            if self.sel.get_map() and self.sel.select(0.2):
+                data = self.p.stdout.read(65536)
+                if data:
+                    self.all += data.decode(errors="replace").replace("\r", "")
+                else:
+                    self.sel.unregister(self.p.stdout)
+            elif not self.sel.get_map():
+                time.sleep(0.05)
+        if self.p.poll() is None:
+            self.p.kill()
+            self.p.wait()
+            return "killed: it did not end"
+        return self.p.returncode
+
+
+def prepare(d):
+    fetched = subprocess.run([os.path.join(root, "tools/fetch-kernel"), kernel], stdout=subprocess.PIPE, text=True)
+    if fetched.returncode:
+        skip("the kernel package cannot be fetched")
+    where = fetched.stdout.strip()
+    shutil.copy(os.path.join(where, "vmlinuz"), d / "vmlinuz")
+    subprocess.run([os.path.join(root, "tools/make-initramfs"), d / "initrd.gz", where], check=True)
+    shutil.copy(doppel, d / "doppel")
+    for name, mode in ("vmlinuz", 0o644), ("initrd.gz", 0o644), ("doppel", 0o755):
+        os.chmod(d / name, mode)
+
+
+def command_line(d):
+    line = [d / "doppel", "run", "--engine", engine, "-m", "512M", "--kernel", d / "vmlinuz", "--initrd", d / "initrd.gz",
+            "--append", "console=ttyS0"]
+    if user == "self":
+        return line
+    if os.geteuid() != 0:
+        skip("only root can become another user")
+    line = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *line]
+    if subprocess.run([*line[:4], "test", "-r", "/dev/kvm"], check=False).returncode == 0:
+        print("note: /dev/kvm is readable by everyone here")
+    return line
+
+
+def use_shell(g, check):
+    """Commands inside; what the kernel found; what it complained of."""
+    g.command("stty columns 500")  # no wrapped echo
+    check(g.command("echo $((6 * 7))") == "42\n", "the shell computes", repr(g.all[-300:]))
+    check("Linux" in (g.command("uname -a") or ""), "uname")
+    out = g.command("for i in 1 2 3 4 5 6 7 8; do (sleep 0.1; echo $i) & done; wait; echo done | sha1sum", 120) or ""
+    check(sorted(re.findall(r"^\d$", out, re.M)) == list("12345678") and "7907f662aaf128f6b9ac688863857008a89df19c" in out, "processes and a checksum", out)
+    out = g.command("cd /tmp && dd if=/dev/zero of=z bs=1M count=16 2>/dev/null && sha256sum z && rm z; cd /") or ""
+    check("080acf35a507ac9849cfcba47dc2ad83e01b75663a516279c8b9d243b719643e" in out, "sha256 of 16 MiB of zeros", out)
+    before = float((g.command("cut -d' ' -f1 /proc/uptime") or "nan").strip())
+    g.command("sleep 2")
+    after = float((g.command("cut -d' ' -f1 /proc/uptime") or "nan").strip())
+    check(1.9 < after - before < 6, "time goes on", f"{before} {after}")
+    host, guest = time.time(), (g.command("date +%s") or "0").strip()
+    check(abs(host - float(guest)) < 15, "the clock is the host's", f"{host} {guest}")
+    out = g.command("ls /sys/bus/virtio/devices /sys/class/misc/hw_random/rng_available 2>&1; cat /sys/class/misc/hw_random/rng_current") or ""
+    check("virtio0" in out and "virtio_rng" in out, "virtio-rng is there", out)
+    out = g.command("head -c 4096 /dev/hwrng | wc -c; head -c 4096 /dev/hwrng | sort -u | wc -l") or ""
+    check(out.startswith("4096\n") and out != "4096\n1\n", "virtio-rng gives bytes", out)
+    out = g.command("dmesg") or ""
+    trouble = [line for line in out.splitlines() if TROUBLE.search(line)]
+    check(len(out.splitlines()) > 50 and not trouble, "dmesg has no trouble", "\n".join(trouble))
+
+
+def main():
+    check = Checks()
+    d = Directory()
+    try:
+        if engine == "kvm" and auto_engine(doppel, d) != "kvm":
+            skip("KVM does not work here or is no hardware virtualization (see doppel doctor)")
+        prepare(d)
+        g = Guest(command_line(d))
+        if not check(g.wait("doppel: init reached", BOOT_SECONDS) and g.wait(PROMPT, 30), "the kernel boots to a shell",
+                     g.all[-3000:]):
+            g.p.kill()
+            print(g.p.stderr.read().decode(errors="replace"))
+            check.finish()
+        use_shell(g, check)
+        g.send("reboot -f")
+        check(g.wait("doppel: init reached", BOOT_SECONDS) and g.wait(PROMPT, 30), "reboot -f starts it again", g.all[-2000:])
+        g.send("poweroff -f")
+        check(g.end() == 0, "poweroff -f ends the run with status 0", f"{g.p.returncode}\n{g.all[-1000:]}")
+    finally:
+        d.remove()
+    check.finish()
+
+
+main()

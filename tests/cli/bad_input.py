@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Bad input to doppel: one line with the reason and a way out, status 125, nothing left behind.
+
+usage: bad_input.py DOPPEL
+"""
+import os
+import struct
+import sys
+
+from harness import Checks, Directory, guest_exit, guest_print, multiboot, one_line_error, out8, run, usable_engines, HANG
+
+doppel = sys.argv[1]
+check = Checks()
+d = Directory()
+good = d.file("good", guest_exit(1))
+
+
+def bad(*args, words=(), **kw):
+    one_line_error(check, run(doppel, *args, **kw), *words)
+
+
+def bad_run(*args, words=(), **kw):
+    bad("run", "--kernel", good, "--engine", "soft", *args, words=words, **kw)
+
+
+def commands_and_options():
+    bad(words=["no command", "doppel help"])
+    bad("frobnicate", words=["frobnicate"])
+    bad("version", "now", words=["now"])
+    bad("run", words=["--kernel"])
+    bad("run", "--kernel", words=["--kernel"])
+    bad("run", "--frobnicate", words=["--frobnicate"])
+    bad("run", "-x", words=["-x"])
+    bad("run", "--no-reboot=1", words=["--no-reboot"])
+    bad("run", "vmlinuz", words=["vmlinuz", "--kernel"])
+    for option, value in (("--cpus", "0"), ("--cpus", "65"), ("--cpus", "two"), ("--cpus", "-1"), ("--engine", "tcg"),
+                          ("--cpu", "486"), ("--debug-exit=-4", None), ("--debug-exit=70000", None)):
+        bad_run(*[a for a in (option, value) if a is not None], words=[option.split("=")[0]])
+    bad_run("--cpus", "2", words=["soft engine"])
+
+
+def sizes():
+    for size in "0", "1", "4097", "-1", "512Q", "512MB", "", "M", "100000T", "99999999999999999999", "1e9":
+        bad_run("-m", size)
+
+
+def kernels():
+    image = bytearray(64 * 1024)
+    struct.pack_into("<B", image, 0x1F1, 4)
+    struct.pack_into("<H", image, 0x1FE, 0xAA55)
+    image[0x202:0x206] = b"HdrS"
+    image[0x206:0x208] = struct.pack("<H", 0x20F)
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, 3, 0, 0, 0)
+    cases = {
+        "empty": b"",
+        "text": b"#!/bin/sh\necho hello\n" * 100,
+        "zeros": bytes(8192),
+        "bzimage-header-only": bytes(image[:0x206]),
+        "bzimage-no-64-bit-entry": bytes(image),
+        "elf-header-only": elf,
+        "elf-three-bytes": b"\x7fEL",
+        "elf32-garbage": b"\x7fELF\x01\x01\x01" + bytes(range(200)),
+        "multiboot-bad-load": struct.pack("<8I", 0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000) & 0xFFFFFFFF,
+                                          0xFFFFF000, 0xFFFFF000, 0, 0, 0xFFFFF020) + bytes(9000),
+        "random": bytes((i * 7919 + (i >> 3) * 104729) & 0xFF for i in range(100000)),
+    }
+    for name, data in cases.items():
+        bad("run", "--engine", "soft", "--kernel", d.file(name, data), words=[name])
+    bad("run", "--engine", "soft", "--kernel", d / "missing", words=["missing", "No such file"])
+    bad("run", "--engine", "soft", "--kernel", d.path, words=[os.path.basename(d.path)])
+    bad("run", "--engine", "soft", "--kernel", good, "-m", "1M", words=["RAM"])
+
+
+def initrds():
+    # Multiboot images take modules; these have an initrd only with the Linux protocols.
+    bad_run("--module", d / "missing", words=["missing", "No such file"])
+    big = d / "big"
+    with open(big, "wb") as f:
+        f.truncate(1 << 32)
+    bad_run("--module", big, "-m", "64M", words=["big"])
+    kernel = os.environ.get("DOPPEL_TEST_KERNEL")
+    if not kernel:
+        return
+    with open(kernel, "rb") as f:
+        whole = f.read()
+    for n in 600, 20000, len(whole) // 2, len(whole) - 1:
+        bad("run", "--engine", "soft", "--kernel", d.file(f"cut-{n}", whole[:n]), words=[f"cut-{n}"])
+    bad("run", "--engine", "soft", "--kernel", kernel, "--initrd", d / "missing", words=["missing", "No such file"])
+    bad("run", "--engine", "soft", "--kernel", kernel, "--initrd", big, "-m", "512M", words=["big"])
+    bad("run", "--engine", "soft", "--kernel", kernel, "--initrd", d.path)
+    bad("run", "--engine", "soft", "--kernel", kernel, "--append", "x" * 100000, words=["command line"])
+    bad("run", "--engine", "soft", "--kernel", kernel, "-m", "4M", words=["RAM"])
+
+
+def serial():
+    bad_run("--serial", "telnet:1", words=["telnet:1"])
+    bad_run("--serial", "", words=[])
+    bad_run("--serial", "file:", words=["file:"])
+    bad_run("--serial", "file:" + d / "no/such/log", words=["No such file"])
+    bad_run("--serial", "file:" + d.path, words=[])
+    bad_run("--serial", "unix:" + d / "no/such/socket", words=[])
+    bad_run("--serial", "unix:" + "/tmp/" + "x" * 200, words=[])
+    taken = d.file("taken", b"not a socket")
+    bad_run("--serial", "unix:" + taken, words=["taken"])
+    check(open(taken, "rb").read() == b"not a socket", "a file in the place of the socket is left alone")
+    bad_run("--virtio-console", "nonsense", words=["nonsense"])
+
+
+def nothing_left():
+    before = set(os.listdir(d.path))
+    bad("run", "--engine", "soft", "--kernel", d / "missing", "--serial", "unix:" + d / "left.sock")
+    bad("run", "--engine", "soft", "--kernel", good, "--serial", "unix:" + d / "left.sock", "--virtio-console", "bogus")
+    check(set(os.listdir(d.path)) == before, "a failed start leaves no socket", sorted(set(os.listdir(d.path)) - before))
+    r = run(doppel, "run", "-q", "--kernel", good, "--engine", engines[0], "--debug-exit", "--serial", "unix:" + d / "left.sock")
+    check(r.returncode == 3 and set(os.listdir(d.path)) == before, "a finished run leaves no socket", r.stderr)
+
+
+def full_disk():
+    if not os.path.exists("/dev/full"):
+        return
+    text = guest_print(b"hello\n", then=b"\xb9" + struct.pack("<I", 200000) + b"\xe2\xfe" + out8(0xF4, 0) + HANG)
+    r = run(doppel, "run", "-q", "--kernel", d.file("print", text), "--engine", engines[0], "--debug-exit", "--serial", "file:/dev/full")
+    check(r.returncode == 125 and "No space left" in r.stderr, "a full disk for --serial file: status 125", f"{r.returncode}\n{r.stderr}")
+
+
+def unreadable_kvm():
+    if os.geteuid() == 0:
+        binary = d.file("doppel", open(doppel, "rb").read())
+        os.chmod(binary, 0o755)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", binary]
+    elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        command = [doppel]
+    else:
+        print("skipped: /dev/kvm is open to this user")
+        return
+    if os.path.exists("/dev/kvm") and os.stat("/dev/kvm").st_mode & 0o006 and os.geteuid() == 0:
+        print("skipped: /dev/kvm is open to everyone")
+        return
+    r = run(command[0], *command[1:], "run", "--kernel", good, "--engine", "kvm")
+    one_line_error(check, r, "kvm", "--engine soft")
+
+
+def output_lost():
+    with open("/dev/full", "w") as full:
+        import subprocess
+        r = subprocess.run([doppel, "version"], stdout=full, stderr=subprocess.PIPE, text=True)
+    one_line_error(check, r, "No space left")
+
+
+engines = usable_engines(doppel, d)
+for group in (commands_and_options, sizes, kernels, initrds, serial, nothing_left, full_disk, unreadable_kvm, output_lost):
+    print(f"# {group.__name__}")
+    group()
+d.remove()
+check.finish()
