@@ -103,7 +103,7 @@ static bool parse_choice(const char *option, const char *s, const char *const *n
 
 static bool add_module(struct run_options *o, const char *s, struct error *err)
 {
-	const char **m = realloc(o->cfg.modules, (o->cfg.nmodules + 1) * sizeof(*m));
+	const char **m = realloc((void *)o->cfg.modules, (o->cfg.nmodules + 1) * sizeof(*m));
 
 	if (!m)
 		return error_set(err, "out of memory");
@@ -118,7 +118,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	static const char *const engines[] = {"auto", "soft", "kvm"};
 	static const char *const cpus[] = {"max", "baseline"};
 	unsigned long n;
-	unsigned choice;
+	unsigned choice = 0;
 
 	switch (opt) {
 	case OPT_KERNEL: o->cfg.kernel = optarg; return true;
