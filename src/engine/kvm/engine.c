@@ -18,10 +18,7 @@
 
 static void kick_handler(int sig) {}
 
-int kvm_kick_signal(void)
-{
-	return SIGRTMIN;
-}
+int kvm_kick_signal(void) { return SIGRTMIN; }
 
 bool kvm_kick_signal_install(struct error *err)
 {
@@ -77,7 +74,8 @@ static bool sink_msi(void *ctx, uint64_t addr, uint32_t data)
 	return ioctl(k->vm_fd, KVM_SIGNAL_MSI, &m) > 0;
 }
 
-/* GSI 0-15 to the 8259 pair and the IOAPIC, 16-23 to the IOAPIC; GSI 0 is IOAPIC pin 2, and the pair's own cascade no line at all. */
+/* GSI 0-15 to the 8259 pair and the IOAPIC, 16-23 to the IOAPIC; GSI 0 is IOAPIC pin 2, and the pair's own cascade no
+ * line at all. */
 static bool set_gsi_routing(struct kvm_engine *k, struct error *err)
 {
 	struct { /* struct kvm_irq_routing with room */
@@ -98,7 +96,8 @@ static bool set_gsi_routing(struct kvm_engine *k, struct error *err)
 		t.e[t.nr++] = (struct kvm_irq_routing_entry){
 			.gsi = gsi,
 			.type = KVM_IRQ_ROUTING_IRQCHIP,
-			.u.irqchip = {.irqchip = gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, .pin = gsi & 7},
+			.u.irqchip = {.irqchip = gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
+				      .pin = gsi & 7},
 		};
 	}
 	return VM_IOCTL(k, KVM_SET_GSI_ROUTING, &t, err);
@@ -223,14 +222,11 @@ fail:
 	return NULL;
 }
 
-static const struct irq_sink *engine_kvm_irq_sink(struct engine *e)
-{
-	return &kvm_engine_of(e)->sink;
-}
+static const struct irq_sink *engine_kvm_irq_sink(struct engine *e) { return &kvm_engine_of(e)->sink; }
 
 /*
- * immediate_exit covers the time before KVM_RUN is entered, the signal the time inside it. `kicked` first: the vCPU thread
- * clears immediate_exit before it looks at `kicked`, so that no kick is lost (one may only come back twice).
+ * immediate_exit covers the time before KVM_RUN is entered, the signal the time inside it. `kicked` first: the vCPU
+ * thread clears immediate_exit before it looks at `kicked`, so that no kick is lost (one may only come back twice).
  */
 static void engine_kvm_kick(struct engine *e, unsigned vcpu)
 {

@@ -5,16 +5,16 @@
 
 #include "engine/kvm/kvm_int.h"
 
-static bool ioeventfd(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch, int fd,
-		      bool add, struct error *err)
+static bool ioeventfd(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch,
+		      int fd, bool add, struct error *err)
 {
 	struct kvm_ioeventfd io = {
 		.addr = addr,
 		.len = len,
 		.fd = fd,
 		.datamatch = datamatch ? *datamatch : 0,
-		.flags = (space == BUS_PIO ? KVM_IOEVENTFD_FLAG_PIO : 0) | (datamatch ? KVM_IOEVENTFD_FLAG_DATAMATCH : 0) |
-			 (add ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN),
+		.flags = (space == BUS_PIO ? KVM_IOEVENTFD_FLAG_PIO : 0) |
+			 (datamatch ? KVM_IOEVENTFD_FLAG_DATAMATCH : 0) | (add ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN),
 	};
 
 	if (ioctl(kvm_engine_of(e)->vm_fd, KVM_IOEVENTFD, &io) < 0)
@@ -23,13 +23,14 @@ static bool ioeventfd(struct engine *e, enum bus_space space, uint64_t addr, uns
 	return true;
 }
 
-bool kvm_ioeventfd_add(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch, int fd,
-		       struct error *err)
+bool kvm_ioeventfd_add(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch,
+		       int fd, struct error *err)
 {
 	return ioeventfd(e, space, addr, len, datamatch, fd, true, err);
 }
 
-void kvm_ioeventfd_del(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch, int fd)
+void kvm_ioeventfd_del(struct engine *e, enum bus_space space, uint64_t addr, unsigned len, const uint64_t *datamatch,
+		       int fd)
 {
 	ioeventfd(e, space, addr, len, datamatch, fd, false, NULL);
 }
@@ -43,12 +44,6 @@ static bool irqfd(struct engine *e, unsigned gsi, int fd, unsigned flags, struct
 	return true;
 }
 
-bool kvm_irqfd_add(struct engine *e, unsigned gsi, int fd, struct error *err)
-{
-	return irqfd(e, gsi, fd, 0, err);
-}
+bool kvm_irqfd_add(struct engine *e, unsigned gsi, int fd, struct error *err) { return irqfd(e, gsi, fd, 0, err); }
 
-void kvm_irqfd_del(struct engine *e, unsigned gsi, int fd)
-{
-	irqfd(e, gsi, fd, KVM_IRQFD_FLAG_DEASSIGN, NULL);
-}
+void kvm_irqfd_del(struct engine *e, unsigned gsi, int fd) { irqfd(e, gsi, fd, KVM_IRQFD_FLAG_DEASSIGN, NULL); }

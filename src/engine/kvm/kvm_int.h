@@ -1,8 +1,8 @@
 /*
  * Inside the kvm engine: its objects, and what its files share.
  *
- * Threads: run_page and last_error of a vCPU belong to its thread while it runs; `kicked`, `tid` and run_page->immediate_exit are
- * what engine_kick touches from elsewhere.
+ * Threads: run_page and last_error of a vCPU belong to its thread while it runs; `kicked`, `tid` and
+ * run_page->immediate_exit are what engine_kick touches from elsewhere.
  */
 #ifndef ENGINE_KVM_KVM_INT_H
 #define ENGINE_KVM_KVM_INT_H
@@ -18,7 +18,7 @@ struct kvm_vcpu {
 	int fd;
 	struct kvm_run *run_page;
 	uint64_t tsc_deadline; /* as last set: KVM forgets it when the LAPIC is set */
-	atomic_int tid;        /* of the thread inside engine_run, 0 when none */
+	atomic_int tid;	       /* of the thread inside engine_run, 0 when none */
 	atomic_bool kicked;
 	char last_error[2048];
 };
@@ -36,13 +36,10 @@ struct kvm_engine {
 	/* As KVM makes them: what reset goes back to. */
 	struct irqchip_state irqchip_reset;
 	struct kvm_lapic_state *lapic_reset; /* ncpus */
-	struct kvm_vcpu *vcpu;               /* ncpus */
+	struct kvm_vcpu *vcpu;		     /* ncpus */
 };
 
-static inline struct kvm_engine *kvm_engine_of(struct engine *e)
-{
-	return container_of(e, struct kvm_engine, base);
-}
+static inline struct kvm_engine *kvm_engine_of(struct engine *e) { return container_of(e, struct kvm_engine, base); }
 
 /* engine.c: the signal that brings a vCPU thread out of KVM_RUN; its handler does nothing and has no SA_RESTART. */
 int kvm_kick_signal(void);

@@ -102,8 +102,14 @@ static bool guest_set_cpuid(const struct guest *g, int dev)
 
 static bool guest_set_state(const struct guest *g, unsigned ring)
 {
-	struct kvm_segment code = {.limit = ~0u, .selector = (uint16_t)(8 | ring), .type = 11, .present = 1, .dpl = (uint8_t)ring,
-				   .s = 1, .l = 1, .g = 1};
+	struct kvm_segment code = {.limit = ~0u,
+				   .selector = (uint16_t)(8 | ring),
+				   .type = 11,
+				   .present = 1,
+				   .dpl = (uint8_t)ring,
+				   .s = 1,
+				   .l = 1,
+				   .g = 1};
 	struct kvm_segment data = code;
 	struct kvm_regs regs = {.rip = CODE, .rsp = STACK, .rflags = FL_FIXED};
 	struct kvm_sregs sregs;
@@ -156,7 +162,8 @@ static uint64_t measure(int dev, unsigned ring, unsigned ms, char *why, size_t w
 	timer_t timer;
 
 	snprintf(why, why_size, "a test VM cannot be made: ");
-	if (!guest_open(&g, dev) || !guest_set_cpuid(&g, dev) || !guest_set_state(&g, ring) || !deadline_start(&timer, ms)) {
+	if (!guest_open(&g, dev) || !guest_set_cpuid(&g, dev) || !guest_set_state(&g, ring) ||
+	    !deadline_start(&timer, ms)) {
 		snprintf(why + strlen(why), why_size - strlen(why), "%s", strerror(errno));
 		guest_close(&g);
 		return 0;
@@ -168,7 +175,8 @@ static uint64_t measure(int dev, unsigned ring, unsigned ms, char *why, size_t w
 	if (r < 0 && errno == EINTR && ns > 0 && ioctl(g.vcpu, KVM_GET_REGS, &regs) == 0)
 		ips = mul_div_u64(regs.rax * LOOP_INSNS, 1000000000, (uint64_t)ns);
 	if (!ips)
-		snprintf(why, why_size, "a test loop in guest ring %u did not run (exit reason %u)", ring, g.run->exit_reason);
+		snprintf(why, why_size, "a test loop in guest ring %u did not run (exit reason %u)", ring,
+			 g.run->exit_reason);
 	guest_close(&g);
 	return ips;
 }
@@ -218,10 +226,10 @@ static void judge(struct kvm_probe *p)
 		snprintf(p->msg, sizeof(p->msg), "KVM works and runs guest ring 0 at %.0f million instructions/s",
 			 (double)p->ring0_ips / 1e6);
 	else if (p->usable)
-		snprintf(p->msg, sizeof(p->msg),
-			 "KVM runs guest ring 0 at %.1f million instructions/s, under %.0f: %s",
+		snprintf(p->msg, sizeof(p->msg), "KVM runs guest ring 0 at %.1f million instructions/s, under %.0f: %s",
 			 (double)p->ring0_ips / 1e6, (double)KVM_MIN_RING0_IPS / 1e6,
-			 p->hardware_flag ? "slow in spite of the CPU's virtualization" : "it is emulated, not hardware-backed");
+			 p->hardware_flag ? "slow in spite of the CPU's virtualization"
+					  : "it is emulated, not hardware-backed");
 }
 
 void kvm_probe(struct kvm_probe *out, const char *path, unsigned ms, bool ring3)

@@ -30,7 +30,8 @@ static unsigned code_at(struct kvm_engine *k, struct kvm_vcpu *v, uint64_t linea
 	while (n < len) {
 		struct kvm_translation t = {.linear_address = linear + n};
 
-		if (ioctl(v->fd, KVM_TRANSLATE, &t) < 0 || !t.valid || !ram_read(k->cfg.ram, t.physical_address, buf + n, 1))
+		if (ioctl(v->fd, KVM_TRANSLATE, &t) < 0 || !t.valid ||
+		    !ram_read(k->cfg.ram, t.physical_address, buf + n, 1))
 			break;
 		n++;
 	}
@@ -56,8 +57,9 @@ static void report_state(struct kvm_engine *k, unsigned vcpu)
 		report(v, " not mapped");
 	for (unsigned i = 0; i < 16; i++)
 		report(v, "%s%-3s %016llx", i % 4 ? "  " : "\n  ", names[i], (unsigned long long)s.gpr[i]);
-	report(v, "\n  cr0 %llx  cr2 %llx  cr3 %llx  cr4 %llx  efer %llx", (unsigned long long)s.cr0, (unsigned long long)s.cr2,
-	       (unsigned long long)s.cr3, (unsigned long long)s.cr4, (unsigned long long)s.efer);
+	report(v, "\n  cr0 %llx  cr2 %llx  cr3 %llx  cr4 %llx  efer %llx", (unsigned long long)s.cr0,
+	       (unsigned long long)s.cr2, (unsigned long long)s.cr3, (unsigned long long)s.cr4,
+	       (unsigned long long)s.efer);
 }
 
 /* Any number of bytes up to 8, in the sizes that the bus knows: a store over a page end comes in odd parts. */
@@ -127,7 +129,7 @@ static enum engine_exit internal_error(struct kvm_engine *k, unsigned vcpu)
 	uint32_t suberror = r->internal.suberror;
 
 	report(v, "kvm: KVM_EXIT_INTERNAL_ERROR, suberror %u (%s)", suberror,
-	       suberror == KVM_INTERNAL_ERROR_EMULATION     ? "KVM's instruction emulator lacks this instruction"
+	       suberror == KVM_INTERNAL_ERROR_EMULATION	    ? "KVM's instruction emulator lacks this instruction"
 	       : suberror == KVM_INTERNAL_ERROR_SIMUL_EX    ? "simultaneous exceptions"
 	       : suberror == KVM_INTERNAL_ERROR_DELIVERY_EV ? "exit while an event was delivered"
 							    : "unexpected exit");
@@ -201,7 +203,8 @@ static enum engine_exit run_loop(struct kvm_engine *k, unsigned vcpu)
 			}
 			if (errno == EAGAIN) /* an AP that waits for its start was woken */
 				continue;
-			report(v, "kvm: KVM_RUN failed: %s (exit reason %u)", strerror(errno), v->run_page->exit_reason);
+			report(v, "kvm: KVM_RUN failed: %s (exit reason %u)", strerror(errno),
+			       v->run_page->exit_reason);
 			report_state(k, vcpu);
 			return EXIT_ERROR;
 		}

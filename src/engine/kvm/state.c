@@ -8,13 +8,17 @@
 #include "base/log.h"
 #include "engine/kvm/kvm_int.h"
 
-/* MSRs with a field in struct cpu_state, less EFER and APIC_BASE (in SREGS2) and the TSC's. SDM vol. 4; KVM's msr.rst. */
+/* MSRs with a field in struct cpu_state, less EFER and APIC_BASE (in SREGS2) and the TSC's. SDM vol. 4; KVM's msr.rst.
+ */
 struct msr_field {
 	uint32_t msr;
 	uint16_t count; /* consecutive MSRs in consecutive fields */
 	uint16_t off;
 };
-#define F(num, n, field) {num, n, offsetof(struct cpu_state, field)}
+#define F(num, n, field)                                                                                               \
+	{                                                                                                              \
+		num, n, offsetof(struct cpu_state, field)                                                              \
+	}
 static const struct msr_field msr_fields[] = {
 	F(0x174, 1, sysenter_cs),
 	F(0x175, 1, sysenter_esp),
@@ -74,8 +78,8 @@ static void msr_buf_fill(struct msr_buf *b, const struct cpu_state *s)
 }
 
 /*
- * KVM stops at the first MSR that it refuses and returns how many it did: go on behind that one. refused, when not NULL, is
- * called for it.
+ * KVM stops at the first MSR that it refuses and returns how many it did: go on behind that one. refused, when not
+ * NULL, is called for it.
  */
 static void msr_transfer(int fd, unsigned long req, const struct msr_buf *b, struct kvm_msr_entry *out,
 			 void (*refused)(const struct kvm_msr_entry *m))
@@ -139,7 +143,8 @@ static void get_tsc(const struct kvm_engine *k, const struct kvm_vcpu *v, struct
 static bool set_tsc(const struct kvm_engine *k, const struct kvm_vcpu *v, const struct cpu_state *in, struct error *err)
 {
 	uint64_t offset = in->tsc_offset;
-	struct kvm_device_attr a = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset};
+	struct kvm_device_attr a = {
+		.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset};
 
 	if (!k->has_tsc_attr)
 		return set_one_msr(v->fd, MSR_TSC, __rdtsc() + offset) || error_set(err, "KVM refuses the vCPU's TSC");
@@ -156,9 +161,9 @@ static struct cpu_seg seg_from_kvm(const struct kvm_segment *k)
 		.base = k->base,
 		.limit = k->limit,
 		.sel = k->selector,
-		.attr = (uint32_t)k->type | (uint32_t)k->s << 4 | (uint32_t)k->dpl << SEG_DPL_SHIFT | (uint32_t)k->present << 7 |
-			(uint32_t)k->avl << 12 | (uint32_t)k->l << 13 | (uint32_t)k->db << 14 | (uint32_t)k->g << 15 |
-			(uint32_t)k->unusable << 16,
+		.attr = (uint32_t)k->type | (uint32_t)k->s << 4 | (uint32_t)k->dpl << SEG_DPL_SHIFT |
+			(uint32_t)k->present << 7 | (uint32_t)k->avl << 12 | (uint32_t)k->l << 13 |
+			(uint32_t)k->db << 14 | (uint32_t)k->g << 15 | (uint32_t)k->unusable << 16,
 	};
 }
 
@@ -195,9 +200,24 @@ static struct kvm_regs regs_to_kvm(const struct cpu_state *s)
 	const uint64_t *g = s->gpr;
 
 	return (struct kvm_regs){
-		.rax = g[R_AX], .rcx = g[R_CX], .rdx = g[R_DX], .rbx = g[R_BX], .rsp = g[R_SP], .rbp = g[R_BP],
-		.rsi = g[R_SI], .rdi = g[R_DI], .r8 = g[R_8],   .r9 = g[R_9],   .r10 = g[R_10], .r11 = g[R_11],
-		.r12 = g[R_12], .r13 = g[R_13], .r14 = g[R_14], .r15 = g[R_15], .rip = s->rip,  .rflags = s->rflags,
+		.rax = g[R_AX],
+		.rcx = g[R_CX],
+		.rdx = g[R_DX],
+		.rbx = g[R_BX],
+		.rsp = g[R_SP],
+		.rbp = g[R_BP],
+		.rsi = g[R_SI],
+		.rdi = g[R_DI],
+		.r8 = g[R_8],
+		.r9 = g[R_9],
+		.r10 = g[R_10],
+		.r11 = g[R_11],
+		.r12 = g[R_12],
+		.r13 = g[R_13],
+		.r14 = g[R_14],
+		.r15 = g[R_15],
+		.rip = s->rip,
+		.rflags = s->rflags,
 	};
 }
 
@@ -350,7 +370,7 @@ void kvm_get_state(struct engine *e, unsigned vcpu, struct cpu_state *out)
 	events_from_kvm(&ev, out);
 }
 
-#define SET(v, req, arg, err)                                                                                                 \
+#define SET(v, req, arg, err)                                                                                          \
 	(ioctl((v)->fd, req, arg) == 0 || error_set(err, "%s of vCPU state failed: %s", #req, strerror(errno)))
 
 /* A KVM without VT-x or SVM may take paging modes that it cannot run, and drop CR0.PG without a word. */
@@ -362,14 +382,15 @@ static bool set_sregs(const struct kvm_vcpu *v, const struct cpu_state *in, stru
 		return false;
 	if (ioctl(v->fd, KVM_GET_SREGS2, &got) < 0 || got.cr0 != in->cr0 || got.cr3 != in->cr3 || got.cr4 != in->cr4 ||
 	    got.efer != in->efer)
-		return error_set(err, "this KVM cannot run with cr0 %llx, cr3 %llx, cr4 %llx, efer %llx", (unsigned long long)in->cr0,
-				 (unsigned long long)in->cr3, (unsigned long long)in->cr4, (unsigned long long)in->efer);
+		return error_set(err, "this KVM cannot run with cr0 %llx, cr3 %llx, cr4 %llx, efer %llx",
+				 (unsigned long long)in->cr0, (unsigned long long)in->cr3, (unsigned long long)in->cr4,
+				 (unsigned long long)in->efer);
 	return true;
 }
 
 /*
- * Order: segments and control registers before what is checked against them; registers before events, as KVM_SET_REGS drops a
- * pending exception; mp_state after SREGS, which may set it on vCPU 0.
+ * Order: segments and control registers before what is checked against them; registers before events, as KVM_SET_REGS
+ * drops a pending exception; mp_state after SREGS, which may set it on vCPU 0.
  */
 bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, struct error *err)
 {

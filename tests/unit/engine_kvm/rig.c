@@ -121,8 +121,9 @@ void rig_real(struct rig *r, const void *code, size_t len)
 
 static struct cpu_seg flat(uint16_t sel, uint32_t attr, unsigned ring)
 {
-	return (struct cpu_seg){
-		.sel = (uint16_t)(sel | ring), .limit = ~0u, .attr = attr | SEG_S | SEG_P | SEG_G | ring << SEG_DPL_SHIFT};
+	return (struct cpu_seg){.sel = (uint16_t)(sel | ring),
+				.limit = ~0u,
+				.attr = attr | SEG_S | SEG_P | SEG_G | ring << SEG_DPL_SHIFT};
 }
 
 void rig_long_state(struct rig *r, struct cpu_state *s, unsigned ring)

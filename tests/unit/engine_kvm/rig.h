@@ -8,7 +8,7 @@
 
 #define RIG_RAM (4 * MIB)
 #define RIG_MMIO 0xd0000000u /* 0x1000 bytes: reads give rig.read_value */
-#define RIG_PORT 0x500       /* 16 ports, the same device */
+#define RIG_PORT 0x500	     /* 16 ports, the same device */
 #define RIG_EXIT_PORT 0x5f0  /* a write ends engine_run with EXIT_KICKED */
 #define RIG_LOG 64
 

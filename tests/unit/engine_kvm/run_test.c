@@ -9,15 +9,16 @@
 #include "rig.h"
 
 /* Guest code in the file's own assembler: name is its bytes, name_len their number. */
-#define GUEST(name, mode, text)                                                                                               \
-	extern const uint8_t name[], name##_end[];                                                                            \
+#define GUEST(name, mode, text)                                                                                        \
+	extern const uint8_t name[], name##_end[];                                                                     \
 	__asm__(".pushsection .rodata\n" mode "\n" #name ":\n" text "\n" #name "_end:\n.code64\n.popsection\n")
 #define GUEST_LEN(name) ((size_t)(name##_end - name))
 
 #define EXIT_16 "mov $0x5f0, %dx\n out %al, %dx\n hlt\n"
 #define EXIT_64 "mov $0x5f0, %edx\n out %al, %dx\n hlt\n"
 
-static void expect(const struct rig *r, unsigned i, enum bus_space space, bool write, uint64_t off, unsigned size, uint64_t value)
+static void expect(const struct rig *r, unsigned i, enum bus_space space, bool write, uint64_t off, unsigned size,
+		   uint64_t value)
 {
 	const struct rig_access *a = &r->log[i];
 
@@ -62,7 +63,7 @@ static void pio_sizes(void **state)
 	expect(&r, 1, BUS_PIO, true, 1, 2, 0x4321);
 	expect(&r, 2, BUS_PIO, true, 2, 4, 0x87654321);
 	struct cpu_state s = state_of(&r);
-	assert_int_equal(s.gpr[R_AX], 0x8765ffff); /* nobody at port 0x600 */
+	assert_int_equal(s.gpr[R_AX], 0x8765ffff);		    /* nobody at port 0x600 */
 	assert_int_equal(s.rip, 0x8000 + GUEST_LEN(out_sizes) - 1); /* the OUT is complete: only HLT is left */
 	rig_free(&r);
 }
@@ -232,7 +233,7 @@ static void interrupt_by(void *(*fn)(void *), uint64_t vector)
 
 	rig_make(&r, 1);
 	assert_true(kvm_engine_get_lapic(r.engine, 0, lapic));
-	put_le32(lapic + 0xf0, 0x1ff);  /* enabled */
+	put_le32(lapic + 0xf0, 0x1ff);	/* enabled */
 	put_le32(lapic + 0x350, 0x700); /* LINT0: ExtINT */
 	assert_true(kvm_engine_set_lapic(r.engine, 0, lapic));
 	rig_real(&r, irq_code, GUEST_LEN(irq_code));
@@ -360,10 +361,17 @@ static void report(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(pio_sizes),      cmocka_unit_test(pio_strings),       cmocka_unit_test(mmio),
-		cmocka_unit_test(triple_fault),   cmocka_unit_test(kick),              cmocka_unit_test(line_interrupt),
-		cmocka_unit_test(message_interrupt), cmocka_unit_test(nobody_addressed), cmocka_unit_test(second_cpu),
-		cmocka_unit_test(complete),       cmocka_unit_test(report),
+		cmocka_unit_test(pio_sizes),
+		cmocka_unit_test(pio_strings),
+		cmocka_unit_test(mmio),
+		cmocka_unit_test(triple_fault),
+		cmocka_unit_test(kick),
+		cmocka_unit_test(line_interrupt),
+		cmocka_unit_test(message_interrupt),
+		cmocka_unit_test(nobody_addressed),
+		cmocka_unit_test(second_cpu),
+		cmocka_unit_test(complete),
+		cmocka_unit_test(report),
 	};
 
 	rig_need_kvm();

@@ -11,17 +11,78 @@ struct field {
 	const char *name;
 	size_t off, size;
 };
-#define F(f) {#f, offsetof(struct cpu_state, f), sizeof(((struct cpu_state *)0)->f)}
+#define F(f)                                                                                                           \
+	{                                                                                                              \
+#f, offsetof(struct cpu_state, f), sizeof(((struct cpu_state *)0)->f)                                  \
+	}
 /* Every field but the XSAVE area, which is compared by component. */
 static const struct field fields[] = {
-	F(version), F(run_state), F(gpr), F(rip), F(rflags), F(seg[0]), F(seg[1]), F(seg[2]), F(seg[3]), F(seg[4]), F(seg[5]),
-	F(ldt), F(tr), F(gdt), F(idt), F(cr0), F(cr2), F(cr3), F(cr4), F(cr8), F(xcr0), F(dr), F(pdpte), F(efer), F(apic_base),
-	F(pat), F(star), F(lstar), F(cstar), F(sfmask), F(kernel_gs_base), F(sysenter_cs), F(sysenter_esp), F(sysenter_eip),
-	F(tsc_offset), F(tsc_adjust), F(tsc_aux), F(tsc_deadline), F(misc_enable), F(spec_ctrl), F(debugctl), F(mtrr_def_type),
-	F(mtrr_fixed), F(mtrr_var), F(mcg_status), F(mcg_ctl), F(kvm_system_time), F(kvm_wall_clock), F(kvm_async_pf),
-	F(kvm_steal_time), F(kvm_poll_control), F(kvm_pv_eoi), F(exc_pending), F(exc_vector), F(exc_has_error), F(int_pending),
-	F(exc_error), F(int_vector), F(int_soft), F(nmi_pending), F(nmi_masked), F(shadow_sti), F(shadow_mov_ss), F(smi_pending),
-	F(sipi_vector), F(apic_id),
+	F(version),
+	F(run_state),
+	F(gpr),
+	F(rip),
+	F(rflags),
+	F(seg[0]),
+	F(seg[1]),
+	F(seg[2]),
+	F(seg[3]),
+	F(seg[4]),
+	F(seg[5]),
+	F(ldt),
+	F(tr),
+	F(gdt),
+	F(idt),
+	F(cr0),
+	F(cr2),
+	F(cr3),
+	F(cr4),
+	F(cr8),
+	F(xcr0),
+	F(dr),
+	F(pdpte),
+	F(efer),
+	F(apic_base),
+	F(pat),
+	F(star),
+	F(lstar),
+	F(cstar),
+	F(sfmask),
+	F(kernel_gs_base),
+	F(sysenter_cs),
+	F(sysenter_esp),
+	F(sysenter_eip),
+	F(tsc_offset),
+	F(tsc_adjust),
+	F(tsc_aux),
+	F(tsc_deadline),
+	F(misc_enable),
+	F(spec_ctrl),
+	F(debugctl),
+	F(mtrr_def_type),
+	F(mtrr_fixed),
+	F(mtrr_var),
+	F(mcg_status),
+	F(mcg_ctl),
+	F(kvm_system_time),
+	F(kvm_wall_clock),
+	F(kvm_async_pf),
+	F(kvm_steal_time),
+	F(kvm_poll_control),
+	F(kvm_pv_eoi),
+	F(exc_pending),
+	F(exc_vector),
+	F(exc_has_error),
+	F(int_pending),
+	F(exc_error),
+	F(int_vector),
+	F(int_soft),
+	F(nmi_pending),
+	F(nmi_masked),
+	F(shadow_sti),
+	F(shadow_mov_ss),
+	F(smi_pending),
+	F(sipi_vector),
+	F(apic_id),
 };
 
 static unsigned differences(const struct cpu_state *want, const struct cpu_state *got)
@@ -247,8 +308,8 @@ static void lapic_and_chips(void **state)
 
 	rig_make(&r, 1);
 	assert_true(kvm_engine_get_lapic(r.engine, 0, x));
-	put_le32(x + 0xf0, 0x1ff);     /* SVR: enabled */
-	put_le32(x + 0x320, 0x400ef);  /* LVT timer: TSC deadline */
+	put_le32(x + 0xf0, 0x1ff);    /* SVR: enabled */
+	put_le32(x + 0x320, 0x400ef); /* LVT timer: TSC deadline */
 	put_le32(x + 0x3e0, 0xb);
 	assert_true(kvm_engine_set_lapic(r.engine, 0, x));
 	assert_true(kvm_engine_get_lapic(r.engine, 0, y));
@@ -258,7 +319,7 @@ static void lapic_and_chips(void **state)
 
 	assert_true(kvm_engine_get_irqchip(r.engine, &a));
 	put_le64(a.ioapic + 24 + 8 * 5, 0x0000000000010035); /* pin 5: vector 0x35, masked */
-	a.pic[0][2] = 0xfb;                                  /* IMR */
+	a.pic[0][2] = 0xfb;				     /* IMR */
 	assert_true(kvm_engine_set_irqchip(r.engine, &a));
 	assert_true(kvm_engine_get_irqchip(r.engine, &b));
 	assert_int_equal(get_le64(b.ioapic + 24 + 8 * 5), 0x10035);
@@ -292,9 +353,9 @@ static void reset_restores(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(reset_state), cmocka_unit_test(long_mode), cmocka_unit_test(pae_pdptes), cmocka_unit_test(events),
-		cmocka_unit_test(ap_waits),    cmocka_unit_test(fpu),       cmocka_unit_test(refused),
-		cmocka_unit_test(lapic_and_chips), cmocka_unit_test(reset_restores),
+		cmocka_unit_test(reset_state), cmocka_unit_test(long_mode),	  cmocka_unit_test(pae_pdptes),
+		cmocka_unit_test(events),      cmocka_unit_test(ap_waits),	  cmocka_unit_test(fpu),
+		cmocka_unit_test(refused),     cmocka_unit_test(lapic_and_chips), cmocka_unit_test(reset_restores),
 	};
 
 	rig_need_kvm();
