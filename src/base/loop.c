@@ -27,6 +27,9 @@ struct loop {
 	pthread_mutex_t lock; /* guards what follows */
 	struct watch *watches;
 	uint32_t next_id;
+	uint64_t active;  /* key of the watch whose callback runs, or WAKE_KEY */
+	pthread_t runner; /* while active */
+	pthread_cond_t idle;
 };
 
 static uint32_t to_epoll(unsigned events)
@@ -49,6 +52,8 @@ struct loop *loop_new(struct error *err)
 		return NULL;
 	}
 	pthread_mutex_init(&l->lock, NULL);
+	pthread_cond_init(&l->idle, NULL);
+	l->active = WAKE_KEY;
 	l->epfd = epoll_create1(EPOLL_CLOEXEC);
 	l->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (l->epfd < 0 || l->wakefd < 0 || epoll_ctl(l->epfd, EPOLL_CTL_ADD, l->wakefd, &ev) < 0) {
@@ -73,6 +78,7 @@ void loop_free(struct loop *l)
 		close(l->epfd);
 	if (l->wakefd >= 0)
 		close(l->wakefd);
+	pthread_cond_destroy(&l->idle);
 	pthread_mutex_destroy(&l->lock);
 	free(l);
 }
@@ -143,14 +149,18 @@ bool loop_mod(struct loop *l, int fd, unsigned events)
 void loop_del(struct loop *l, int fd)
 {
 	struct watch **p, *w;
+	uint64_t key;
 
 	pthread_mutex_lock(&l->lock);
 	p = find_locked(l, fd);
 	w = *p;
 	if (w) {
+		key = watch_key(w);
 		apply_locked(l, w, 0);
 		*p = w->next;
 		free(w);
+		while (l->active == key && !pthread_equal(l->runner, pthread_self()))
+			pthread_cond_wait(&l->idle, &l->lock);
 	}
 	pthread_mutex_unlock(&l->lock);
 }
@@ -164,8 +174,11 @@ static void dispatch(struct loop *l, const struct epoll_event *ev)
 	pthread_mutex_lock(&l->lock);
 	w = *find_locked(l, (int)(uint32_t)ev->data.u64);
 	live = w && watch_key(w) == ev->data.u64;
-	if (live)
+	if (live) {
 		copy = *w;
+		l->active = watch_key(w);
+		l->runner = pthread_self();
+	}
 	pthread_mutex_unlock(&l->lock);
 	if (!live)
 		return;
@@ -178,6 +191,10 @@ static void dispatch(struct loop *l, const struct epoll_event *ev)
 	events &= copy.events;
 	if (events)
 		copy.fn(copy.ctx, events);
+	pthread_mutex_lock(&l->lock);
+	l->active = WAKE_KEY;
+	pthread_cond_broadcast(&l->idle);
+	pthread_mutex_unlock(&l->lock);
 }
 
 void loop_run(struct loop *l)

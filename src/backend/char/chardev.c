@@ -260,8 +260,10 @@ void chardev_set_client(struct chardev *c, const struct chardev_client *client)
 static bool watch_input(struct chardev *c, int infd, struct error *err)
 {
 	c->in_watch = infd;
+	c->stand_in = false;
 	if (loop_add(c->loop, infd, LOOP_READ, on_event, c, err))
 		return true;
+	c->stand_in = true;
 	c->in_watch = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (c->in_watch >= 0 && loop_add(c->loop, c->in_watch, LOOP_READ, on_event, c, err))
 		return true;
@@ -290,7 +292,7 @@ void chardev_detach_locked(struct chardev *c)
 {
 	if (c->in_watch >= 0) {
 		loop_del(c->loop, c->in_watch);
-		if (c->in_watch != c->infd && c->in_watch != c->outfd)
+		if (c->stand_in)
 			close(c->in_watch);
 	}
 	if (c->outfd >= 0)
@@ -321,10 +323,8 @@ static bool find_kind(struct chardev *c, const char *spec, const char **arg, str
 
 static void free_chardev(struct chardev *c)
 {
-	if (c->kickfd >= 0) {
-		loop_del(c->loop, c->kickfd);
+	if (c->kickfd >= 0)
 		close(c->kickfd);
-	}
 	free(c->path);
 	pthread_mutex_destroy(&c->lock);
 	free(c);
@@ -357,6 +357,7 @@ struct chardev *chardev_open(const char *spec, struct loop *loop, pthread_mutex_
 	signal(SIGPIPE, SIG_IGN); /* a reader of stdout that goes away is an error of write, not our end */
 	return c;
 fail:
+	loop_del(loop, c->kickfd);
 	free_chardev(c);
 	return NULL;
 }
@@ -381,6 +382,11 @@ void chardev_close(struct chardev *c)
 	if (!c)
 		return;
 	flush_at_close(c);
+	/* From here on the loop's thread is out of it. */
+	loop_del(c->loop, c->kickfd);
+	loop_del(c->loop, c->listenfd);
+	loop_del(c->loop, c->in_watch);
+	loop_del(c->loop, c->outfd);
 	c->kind->close(c);
 	free_chardev(c);
 }

@@ -24,11 +24,15 @@ struct chardev_client {
 
 /*
  * spec: "stdio", "null", "file:PATH" (created 0600 or truncated), "unix:PATH" (a listening socket, one client at a time,
- * removed at close). on_escape is called in the loop thread when the user types ^] on stdio.
+ * removed at close). on_escape is called in the loop thread, without the machine lock, when the user types ^] on a terminal
+ * that is stdin. One chardev at a time may have stdio.
  */
 struct chardev *chardev_open(const char *spec, struct loop *loop, pthread_mutex_t *lock, void (*on_escape)(void *ctx),
 			     void *escape_ctx, struct error *err);
-/* Flushes what it can within a second, restores the terminal, frees. */
+/*
+ * Flushes what it can within a second, restores the terminal, frees. Without the machine lock: it waits for a callback
+ * that runs. No device uses it any more.
+ */
 void chardev_close(struct chardev *c);
 void chardev_set_client(struct chardev *c, const struct chardev_client *client);
 void chardev_write(struct chardev *c, const void *buf, size_t len);

@@ -19,6 +19,7 @@
 struct chardev_kind {
 	/* arg: what follows the colon of the spec. Sets the descriptors. */
 	bool (*open)(struct chardev *c, const char *arg, struct error *err);
+	/* The loop watches nothing of it any more. */
 	void (*close)(struct chardev *c);
 	/* The peer went away (end of input, or an error on output). NULL: input ends, output is discarded. Loop thread, lock held. */
 	void (*hangup_locked)(struct chardev *c);
@@ -39,7 +40,8 @@ struct chardev {
 
 	pthread_mutex_t lock;
 	int infd, outfd;    /* -1: none */
-	int in_watch;       /* what the loop watches for infd: itself, or an eventfd that is always readable */
+	int in_watch;       /* what the loop watches for infd: itself, or ... */
+	bool stand_in;      /* ... an eventfd of ours that is always readable */
 	bool in_on, out_on; /* LOOP_READ of in_watch, LOOP_WRITE of outfd are asked for */
 	bool out_socket;
 	bool broken; /* the loop's thread is to hang up */

@@ -495,6 +495,7 @@ static int child_dead_pipe(struct rig *r)
 {
 	struct chardev *c = open_spec(r, "stdio", NULL);
 	const char *e;
+	bool ok;
 
 	if (!c)
 		return 98;
@@ -503,8 +504,9 @@ static int child_dead_pipe(struct rig *r)
 		usleep(5000);
 	}
 	e = chardev_error(c);
+	ok = e && strstr(e, "Broken pipe");
 	chardev_close(c);
-	return e && strstr(e, "Broken pipe") ? 0 : 97;
+	return ok ? 0 : 97;
 }
 
 static void test_stdout_reader_went_away(void **state)
