@@ -39,6 +39,8 @@ static bool send(struct ioapic *io, uint64_t e)
 		.level = e & RE_LEVEL,
 	};
 
+	if (m.mode == DM_SIPI) /* reserved here */
+		return false;
 	m.broadcast = m.dest == 0xff && !m.logical;
 	return lapic_deliver(io->chip, &m);
 }

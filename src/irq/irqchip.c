@@ -29,8 +29,8 @@ static bool msi(void *ctx, uint64_t addr, uint32_t data)
 
 	if (addr >> 20 != 0xfee)
 		return false;
-	if (m.level && !(data & BIT(14)))
-		return false; /* a deassert message */
+	if (m.mode == DM_SIPI || (m.level && !(data & BIT(14))))
+		return false; /* reserved; a deassert message */
 	m.broadcast = m.dest == 0xff && !m.logical;
 	return lapic_deliver(ctx, &m);
 }

@@ -33,7 +33,7 @@
 #define ICR_LEVEL BIT(15)
 #define ICR_WRITABLE 0xccfffu
 
-enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_DEADLINE };
+enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_DEADLINE, TIMER_RESERVED };
 
 /* How each register may be accessed: in xAPIC mode, in x2APIC mode; bits that a write sets; read-only bits that it may hold. */
 #define XR 1u
@@ -412,7 +412,7 @@ static void start_count(struct lapic *l, uint32_t count)
 {
 	int64_t now = l->chip->clock();
 
-	if (!count || timer_mode(l) == TIMER_DEADLINE)
+	if (!count || timer_mode(l) > TIMER_PERIODIC)
 		timer_stop(l);
 	else if (timer_mode(l) == TIMER_PERIODIC && count == *reg(l, LAPIC_TMICT))
 		timer_start(l, now + period(l));
@@ -455,7 +455,7 @@ static void deliver_lvt_timer(struct lapic *l)
 static void timer_fire(void *ctx)
 {
 	struct lapic *l = ctx;
-	int64_t now = l->chip->clock();
+	int64_t now = l->chip->clock(), late;
 
 	switch (timer_mode(l)) {
 	case TIMER_DEADLINE:
@@ -467,8 +467,8 @@ static void timer_fire(void *ctx)
 		timer_stop(l);
 		break;
 	case TIMER_PERIODIC:
-		timer_start(l, l->expiry + (max_u64((uint64_t)now, (uint64_t)l->expiry) - (uint64_t)l->expiry) /
-					   period(l) * period(l) + period(l));
+		late = now > l->expiry ? now - l->expiry : 0;
+		timer_start(l, l->expiry + (late / period(l) + 1) * period(l));
 		break;
 	default:
 		timer_stop(l);

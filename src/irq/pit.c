@@ -26,10 +26,15 @@ static uint64_t to_ticks(int64_t ns)
 	return ns <= 0 ? 0 : mul_div_u64((uint64_t)ns, PIT_HZ, NS_PER_S);
 }
 
-/* The first ns at which that many ticks have passed. */
 static int64_t to_ns(uint64_t ticks)
 {
-	int64_t ns = (int64_t)mul_div_u64(ticks, NS_PER_S, PIT_HZ);
+	return (int64_t)mul_div_u64(ticks, NS_PER_S, PIT_HZ);
+}
+
+/* The first ns at which that many ticks have passed. */
+static int64_t to_ns_after(uint64_t ticks)
+{
+	int64_t ns = to_ns(ticks);
 
 	return to_ticks(ns) < ticks ? ns + 1 : ns;
 }
@@ -81,7 +86,7 @@ static void sync(struct pit_channel *ch, struct pit_extra *x, int64_t now)
 		return;
 	at = ch->count_load_time + to_ns(ticks);
 	if (ch->mode == 3 && ticks % n) /* in the middle: the low half follows */
-		at -= to_ns(high_half(decode(ch, x->next)));
+		at -= to_ns_after(high_half(decode(ch, x->next)));
 	load(ch, x, x->next, at);
 }
 
@@ -150,7 +155,7 @@ static int64_t rising_edge(const struct pit_channel *ch, const struct pit_extra 
 	default:
 		return TIMER_NEVER; /* the gate of channel 0 is tied high: no trigger */
 	}
-	at = ch->count_load_time + to_ns(ticks);
+	at = ch->count_load_time + to_ns_after(ticks);
 	return at > after ? at : TIMER_NEVER;
 }
 
@@ -163,7 +168,7 @@ static void arm(struct pit *p, int64_t now)
 
 	p->edge = at = rising_edge(ch, x, now);
 	if (x->flags == PIT_PENDING && periodic(ch)) {
-		int64_t change = ch->count_load_time + to_ns(x->ticks);
+		int64_t change = ch->count_load_time + to_ns_after(x->ticks);
 
 		if (change < at)
 			at = change > now ? change : now + 1;
@@ -370,7 +375,7 @@ static void set_gate(struct pit_channel *ch, struct pit_extra *x, bool gate, int
 	} else if (rising && periodic(ch)) {
 		load(ch, x, x->flags & PIT_PENDING ? x->next : ch->count, now);
 	} else if (rising) {
-		ch->count_load_time = now - to_ns(x->ticks);
+		ch->count_load_time = now - to_ns_after(x->ticks);
 		x->flags &= ~PIT_PAUSED;
 	}
 }
