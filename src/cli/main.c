@@ -15,9 +15,7 @@ struct command {
 
 static const struct command commands[] = {
 	{"run", cli_run, "start a virtual machine on this terminal"},
-#ifndef NO_DOCTOR
 	{"doctor", cli_doctor, "show what this host can do and which engine fits"},
-#endif
 	{"version", cli_version, "show the version"},
 	{"help", cli_help, "show this text"},
 };
