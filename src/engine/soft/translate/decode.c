@@ -136,8 +136,8 @@ static bool find_row(struct decoder *s)
 	static const struct opdesc (*const evex_maps[8])[4] = {
 		NULL, decode_evex_0f, decode_evex_38, decode_evex_3a, NULL, decode_evex_5, decode_evex_6, NULL,
 	};
-	static const struct opdesc movsxd = {NAT, E_R(S_Z), G_W};
-	static const struct opdesc nop = {K(NOP)};
+	static const struct opdesc movsxd = {NAT, E_R(S_4), G_W}; /* 4 bytes are read even with 66 */
+	static const struct opdesc nop = {K(NOP)}, pause = {NAT};
 	struct insn *in = s->in;
 	const uint8_t *p = s->p + s->pos;
 	const struct opdesc (*map)[4];
@@ -168,8 +168,8 @@ static bool find_row(struct decoder *s)
 		s->d = &decode_map0[in->op];
 		if (s->mode == MODE_64 && in->op == 0x63)
 			s->d = &movsxd;
-		if (in->op == 0x90 && !s->b && in->rep != 0xf3)
-			s->d = &nop;
+		if (in->op == 0x90 && !s->b)
+			s->d = in->rep == 0xf3 ? &pause : &nop;
 		return true;
 	}
 	in->map = p[1] == 0x38 ? 2 : p[1] == 0x3a ? 3 : 1;
@@ -202,6 +202,8 @@ static unsigned operand_size(const struct decoder *s)
 	const struct insn *in = s->in;
 	bool op66 = in->opsize66 && (in->pp != 1 || s->d->anypp);
 
+	if (s->d->by_w || s->d->unit >= UNIT_MMX || s->d->size == S_Y || s->d->size == S_Y2)
+		return s->mode == MODE_64 && (s->w || s->d->force64) ? 8 : 4;
 	if (s->mode == MODE_16)
 		return op66 ? 4 : 2;
 	if (s->mode == MODE_32)
@@ -226,7 +228,6 @@ static unsigned row_size(const struct decoder *s, unsigned code)
 		return fixed[code];
 	switch ((enum opdesc_size)code) {
 	case S_V: return in->osz;
-	case S_Z: return in->osz == 2 ? 2 : 4;
 	case S_V2: return 2 * in->osz;
 	case S_FAR: return in->osz + 2;
 	case S_DT: return s->mode == MODE_64 ? 10 : 6;
@@ -333,7 +334,9 @@ static bool decode_mem(struct decoder *s)
 		}
 		if (in->disp_len == 1)
 			in->disp *= d->disp8 == DISP_SIZE ? in->mem_size : (int)row_size(s, d->disp8 == DISP_E ? S_E : S_W21);
-		in->mem_masked = in->evex_aaa != 0;
+		in->mem_masked = in->evex_aaa && !d->no_suppress;
+		if (in->evex_aaa && d->no_suppress && d->mem == MEM_WRITE)
+			in->mem = MEM_RMW; /* masked-off elements keep their value */
 	} else {
 		in->mem_masked = d->masked;
 	}
@@ -358,8 +361,21 @@ static bool vex_ok(const struct decoder *s)
 	if (in->evex_z && (d->mask != MASK_ZERO || !in->evex_aaa || (in->mod != 3 && d->mem == MEM_WRITE)))
 		return false;
 	if (in->evex_b && in->mod == 3)
-		return d->round != RC_NO && !(d->round == RC_ER_W1 && !s->w); /* L'L is the rounding mode, the length 512 */
+		return d->round != RC_NO; /* L'L is the rounding mode, the length 512 */
 	return in->vex_l != 3 && (!d->lens || (d->lens & (1u << in->vex_l)));
+}
+
+/* Gathers: destination, index and (VEX) mask; complex multiplication: destination and both sources. */
+static bool distinct(const struct decoder *s)
+{
+	const struct insn *in = s->in;
+	unsigned other = s->d->vsib ? (unsigned)in->index : in->rm;
+
+	if ((s->d->vsib || in->mod == 3) && in->reg == other)
+		return false;
+	if (s->d->vsib && in->enc == ENC_EVEX)
+		return true;
+	return in->reg != in->vvvv && !(s->d->vsib && in->vvvv == other);
 }
 
 static bool vex_operands(struct decoder *s)
@@ -370,10 +386,13 @@ static bool vex_operands(struct decoder *s)
 
 	if (!vex_ok(s))
 		return false;
-	if (!used && (in->vvvv & (d->vsib ? 15 : 31)))
+	if (!used && (in->vvvv & (d->vsib && s->mode == MODE_64 ? 15 : 31)))
 		return false;
-	if (s->mode != MODE_64)
+	if (s->mode != MODE_64) {
+		if (in->vvvv & 16)
+			return false;
 		in->vvvv &= 7;
+	}
 	in->has_vvvv = used;
 	if (d->vsib)
 		in->vvvv &= 15;
@@ -382,6 +401,8 @@ static bool vex_operands(struct decoder *s)
 	if ((d->kreg && in->reg > 7) || (d->kvvvv && in->vvvv > 7))
 		return false;
 	if (d->vvvv && in->vvvv > 15)
+		return false;
+	if (d->distinct && !distinct(s))
 		return false;
 	in->vvvv_gpr = d->vvvv;
 	in->vex_gpr = d->unit == UNIT_INT;
@@ -446,6 +467,9 @@ static bool decode_details(struct decoder *s)
 		if (in->rep)
 			in->flags_read = in->flags_written; /* a count of 0 leaves them */
 		return true;
+	case INSN_IN_IMM: case INSN_IN_DX: case INSN_OUT_IMM: case INSN_OUT_DX: case INSN_INS: case INSN_OUTS:
+		in->osz = in->osz == 8 ? 4 : in->osz; /* no 64-bit ports */
+		return true;
 	case INSN_PUSH_SEG: case INSN_POP_SEG: in->seg_reg = (in->op >> 3) & 7; return true;
 	case INSN_LOAD_FAR: in->seg_reg = in->map ? in->op & 7 : in->op == 0xc4 ? SEG_ES : SEG_DS; return true;
 	case INSN_MOV_RM_SEG: case INSN_MOV_SEG_RM:
@@ -489,15 +513,13 @@ static bool decode_body(struct decoder *s)
 		if (in->mod == 3) {
 			if (d->form == FORM_MEM)
 				return false;
-			in->rm = (in->modrm & 7) | s->b | (d->rm ? 0 : s->rm_hi);
+			in->rm = (in->modrm & 7) | (d->krm ? 0 : s->b | (d->rm ? 0 : s->rm_hi));
 			in->rm_gpr = d->rm;
 		} else if (!decode_mem(s)) {
 			return false;
 		}
 	}
 	if (in->enc != ENC_LEGACY && !vex_operands(s))
-		return false;
-	if (in->lock && (!d->lock || in->mod == 3 || !d->modrm))
 		return false;
 	if (s->mode == MODE_64 ? d->not64 : d->only64)
 		return false;
@@ -506,7 +528,7 @@ static bool decode_body(struct decoder *s)
 		in->rm_high8 = d->rm8 && in->mod == 3 && in->rm >= 4;
 	}
 	decode_imm(s);
-	return decode_details(s);
+	return decode_details(s) && (!in->lock || (d->lock && in->mod != 3));
 }
 
 enum decode_result insn_decode(const uint8_t *bytes, unsigned avail, enum insn_cpu_mode mode, struct insn *in)

@@ -129,7 +129,7 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 	[GRP_9_F3] = {
 		[1] = {NAT, M_RW(S_Y2), LOCKABLE, ALIGNED, FW(FL_ZF), ANYPP},
 		[6] = {K(UD), M_R(S_8)},
-		REGFORM(7) = {K(RDPID), GU_W, .force64 = 1},
+		REGFORM(7) = {K(RDPID), GU_W, .force64 = 1, .by_w = 1},
 	},
 	[GRP_9_F2] = {[1] = {NAT, M_RW(S_Y2), LOCKABLE, ALIGNED, FW(FL_ZF), ANYPP}},
 	[GRP_11_EB] = {BOTH(0, NAT, E_W(S_1), I(S8), BYTE_RM)},
@@ -149,8 +149,13 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 	},
 	[GRP_15_66] = {[6] = {NAT, M_R(S_1)}, [7] = {NAT, M_R(S_1)}}, /* CLWB, CLFLUSHOPT */
 	[GRP_15_F3] = {
-		REGFORM(0) = {K(RDFSBASE), GU_W, .only64 = 1}, REGFORM(1) = {K(RDGSBASE), GU_W, .only64 = 1},
-		REGFORM(2) = {K(WRFSBASE), GU_R, .only64 = 1}, REGFORM(3) = {K(WRGSBASE), GU_R, .only64 = 1},
+		REGFORM(0) = {K(RDFSBASE), GU_W, .only64 = 1, .by_w = 1},
+		REGFORM(1) = {K(RDGSBASE), GU_W, .only64 = 1, .by_w = 1},
+		REGFORM(2) = {K(WRFSBASE), GU_R, .only64 = 1, .by_w = 1},
+		REGFORM(3) = {K(WRGSBASE), GU_R, .only64 = 1, .by_w = 1},
+	},
+	[GRP_P] = { /* AMD prefetches; with a register the host decides: #UD (AMD) or a no-op (Intel) */
+		[0 ... 7] = {K(NOP), M_ADDR, ANYPP}, [8 ... 15] = {NAT, U_, ANYPP},
 	},
 	[GRP_EXTRQ] = {REGFORM(0) = {NAT, U_, I(U8U8), SSE}},
 

@@ -28,7 +28,6 @@ enum opdesc_imm {
 enum opdesc_size {
 	S_0, S_1, S_2, S_4, S_8, S_10, S_16, S_32, S_64, S_512,
 	S_V,   /* operand size */
-	S_Z,   /* operand size, but 4 at most */
 	S_V2,  /* twice the operand size */
 	S_FAR, /* operand size + 2 */
 	S_DT,  /* descriptor table register: 6, or 10 in 64-bit mode */
@@ -56,7 +55,7 @@ enum opdesc_sel {
 enum opdesc_form { FORM_ANY, FORM_MEM, FORM_REG, FORM_MOD_IGNORED }; /* the last: as if mod were 3 (MOV CR, DR) */
 enum opdesc_mask { MASK_NO, MASK_MERGE, MASK_ZERO, MASK_MUST }; /* EVEX.aaa: must be 0; allowed; allowed with z; must not be 0 */
 enum opdesc_bcast { BC_NO, BC_W, BC_2, BC_4, BC_8 };            /* EVEX.b with memory: element size (W: 4 or 8) */
-enum opdesc_round { RC_NO, RC_SAE, RC_ER, RC_ER_W1 };           /* EVEX.b with registers; the last: only with W */
+enum opdesc_round { RC_NO, RC_SAE, RC_ER };                     /* EVEX.b with registers */
 enum opdesc_disp { DISP_SIZE, DISP_E, DISP_W21 };               /* what an EVEX disp8 counts: mem_size or (compress, expand) elements */
 
 #define L128 1u
@@ -77,6 +76,7 @@ struct opdesc {
 	bool not64 : 1, only64 : 1;
 	bool def64 : 1;   /* 64-bit mode: operand size 8 by default, 2 with 66 */
 	bool force64 : 1; /* 64-bit mode: operand size 8 always */
+	bool by_w : 1;    /* operand size 4, or 8 with W: 66 and the mode do not matter (all vector instructions are so) */
 	bool lock : 1, align : 1, wait : 1;
 	bool anypp : 1;   /* 66, F3, F2 do not select the instruction */
 	bool shift : 1;   /* count in the immediate: zero leaves all flags */
@@ -88,6 +88,8 @@ struct opdesc {
 	bool kreg : 1, krm : 1, kvvvv : 1; /* opmask register operands */
 	bool masked : 1;        /* VEX masked moves */
 	bool vsib : 1;
+	bool distinct : 1;      /* the destination register must differ from the sources */
+	bool no_suppress : 1;   /* masked-off elements may fault all the same */
 	unsigned disp8 : 2;     /* enum opdesc_disp */
 	unsigned mask : 2, bcast : 3, round : 2;
 };
@@ -97,7 +99,7 @@ enum opdesc_group {
 	GRP_1_EBIB, GRP_1_EVIZ, GRP_1_EBIB82, GRP_1_EVIB, GRP_1A, GRP_2_EBIB, GRP_2_EVIB, GRP_2_EB1, GRP_2_EV1, GRP_2_EBCL,
 	GRP_2_EVCL, GRP_3_EB, GRP_3_EV, GRP_4, GRP_5, GRP_6, GRP_7_NP, GRP_7, GRP_7_VMX, GRP_7_MON, GRP_7_XCR, GRP_7_SVM,
 	GRP_7_PKRU, GRP_7_SWAPGS, GRP_8, GRP_9, GRP_9_66, GRP_9_F3, GRP_9_F2, GRP_11_EB, GRP_11_EV,
-	GRP_12, GRP_12_66, GRP_13, GRP_13_66, GRP_14, GRP_14_66, GRP_15, GRP_15_66, GRP_15_F3, GRP_EXTRQ,
+	GRP_12, GRP_12_66, GRP_13, GRP_13_66, GRP_14, GRP_14_66, GRP_15, GRP_15_66, GRP_15_F3, GRP_P, GRP_EXTRQ,
 	GRP_X87_D8, GRP_X87_D9, GRP_X87_D9_2, GRP_X87_D9_4, GRP_X87_D9_5, GRP_X87_DA, GRP_X87_DA_5, GRP_X87_DB, GRP_X87_DB_4,
 	GRP_X87_DC, GRP_X87_DD, GRP_X87_DE, GRP_X87_DE_3, GRP_X87_DF, GRP_X87_DF_4,
 	GRP_V12, GRP_V13, GRP_V14, GRP_V15, GRP_V17,

@@ -114,6 +114,8 @@ const struct opdesc decode_map0[256] = {
 #define PS_PD NP(SSE_X), P66(SSE_X)
 #define SSE_FP4 NP(SSE_X), P66(SSE_X), PF3(NAT, X_R(S_4), SSE), PF2(NAT, X_R(S_8), SSE)
 
+#define CR_DR .modrm = 1, .form = FORM_MOD_IGNORED, .force64 = 1, .by_w = 1
+
 const struct opdesc decode_map_0f[256][4] = {
 	[0x00] = ALLPP(GROUP(GRP_6)),
 	[0x01] = {NP(GROUP(GRP_7_NP)), P66(GROUP(GRP_7)), PF3(GROUP(GRP_7)), PF2(GROUP(GRP_7))},
@@ -124,7 +126,7 @@ const struct opdesc decode_map_0f[256][4] = {
 	[0x07] = ALLPP(K(SYSRET), FW_ALL),
 	[0x08] = ALLPP(K(INVD)), [0x09] = ALLPP(K(WBINVD)),
 	[0x0b] = ALLPP(K(UD)),
-	[0x0d] = ALLPP(K(NOP), .modrm = 1, .mem = MEM_ADDR),
+	[0x0d] = ALLPP(GROUP(GRP_P)),
 	[0x10] = {NP(NAT, X_R(S_16), SSE), P66(NAT, X_R(S_16), SSE), PF3(NAT, X_R(S_4), SSE), PF2(NAT, X_R(S_8), SSE)},
 	[0x11] = {NP(NAT, X_W(S_16), SSE), P66(NAT, X_W(S_16), SSE), PF3(NAT, X_W(S_4), SSE), PF2(NAT, X_W(S_8), SSE)},
 	[0x12] = {NP(NAT, X_R(S_8), SSE), P66(NAT, M_R(S_8), SSE), PF3(SSE_X), PF2(NAT, X_R(S_8), SSE)},
@@ -133,12 +135,13 @@ const struct opdesc decode_map_0f[256][4] = {
 	[0x16] = {NP(NAT, X_R(S_8), SSE), P66(NAT, M_R(S_8), SSE), PF3(SSE_X)},
 	[0x17] = {NP(NAT, M_W(S_8), SSE), P66(NAT, M_W(S_8), SSE)},
 	[0x18 ... 0x1f] = ALLPP(K(NOP), .modrm = 1, .mem = MEM_ADDR), /* prefetch, endbr, reserved NOPs */
-	[0x20] = ALLPP(K(MOV_R_CR), .modrm = 1, .form = FORM_MOD_IGNORED, .rm = REG_WRITE, .force64 = 1), [0x21] = ALLPP(K(MOV_R_DR), .modrm = 1, .form = FORM_MOD_IGNORED, .rm = REG_WRITE, .force64 = 1),
-	[0x22] = ALLPP(K(MOV_CR_R), .modrm = 1, .form = FORM_MOD_IGNORED, .rm = REG_READ, .force64 = 1), [0x23] = ALLPP(K(MOV_DR_R), .modrm = 1, .form = FORM_MOD_IGNORED, .rm = REG_READ, .force64 = 1),
+	[0x20] = ALLPP(K(MOV_R_CR), CR_DR, .rm = REG_WRITE), [0x21] = ALLPP(K(MOV_R_DR), CR_DR, .rm = REG_WRITE),
+	[0x22] = ALLPP(K(MOV_CR_R), CR_DR, .rm = REG_READ), [0x23] = ALLPP(K(MOV_DR_R), CR_DR, .rm = REG_READ),
 	[0x28] = {PS_PD},
 	[0x29] = {NP(NAT, X_W(S_16), ALIGNED, SSE), P66(NAT, X_W(S_16), ALIGNED, SSE)},
 	[0x2a] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_8), SSE_MMX), PF3(NAT, E_R(S_Y), SSE), PF2(NAT, E_R(S_Y), SSE)},
-	[0x2b] = {NP(NAT, M_W(S_16), ALIGNED, SSE), P66(NAT, M_W(S_16), ALIGNED, SSE), PF3(NAT, M_W(S_4), SSE), PF2(NAT, M_W(S_8), SSE)},
+	[0x2b] = {NP(NAT, M_W(S_16), ALIGNED, SSE), P66(NAT, M_W(S_16), ALIGNED, SSE), PF3(NAT, M_W(S_4), SSE),
+		PF2(NAT, M_W(S_8), SSE)},
 	[0x2c ... 0x2d] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_16), ALIGNED, SSE_MMX), PF3(NAT, X_R(S_4), G_W, SSE),
 		PF2(NAT, X_R(S_8), G_W, SSE)},
 	[0x2e ... 0x2f] = {NP(NAT, X_R(S_4), SSE, FW_ALL), P66(NAT, X_R(S_8), SSE, FW_ALL)},
@@ -194,29 +197,29 @@ const struct opdesc decode_map_0f[256][4] = {
 	[0xba] = ALLPP(GROUP(GRP_8)),
 	[0xbb] = ALLPP(K(BT_MEM), E_RW(S_V), G_R, LOCKABLE, FW(FL_ARITH & ~FL_ZF)),
 	/* BSF and BSR leave the destination alone when the source is 0. */
-	[0xbc ... 0xbd] = {NP(NAT, E_R(S_V), G_RW, FW_ALL), P66(NAT, E_R(S_V), G_RW, FW_ALL, ANYPP), PF3(NAT, E_R(S_V), G_W, FW_ALL),
-		PF2(NAT, E_R(S_V), G_RW, FW_ALL, ANYPP)},
+	[0xbc ... 0xbd] = {NP(NAT, E_R(S_V), G_RW, FW_ALL), P66(NAT, E_R(S_V), G_RW, FW_ALL, ANYPP),
+		PF3(NAT, E_R(S_V), G_W, FW_ALL), PF2(NAT, E_R(S_V), G_RW, FW_ALL, ANYPP)},
 	[0xbe] = ALLPP(NAT, E_R(S_1), G_W, BYTE_RM), [0xbf] = ALLPP(NAT, E_R(S_2), G_W),
 	[0xc0] = ALLPP(NAT, E_RW(S_1), G_RW, BYTE2, LOCKABLE, FW_ALL),
 	[0xc1] = ALLPP(NAT, E_RW(S_V), G_RW, LOCKABLE, FW_ALL),
 	[0xc2] = {NP(SSE_X, I(U8)), P66(SSE_X, I(U8)), PF3(NAT, X_R(S_4), I(U8), SSE), PF2(NAT, X_R(S_8), I(U8), SSE)},
 	[0xc3] = {NP(NAT, M_W(S_Y), G_R)},
-	[0xc4] = {NP(NAT, E_R(S_2), I(U8), SSE_MMX), P66(NAT, E_R(S_2), I(U8), SSE)},
-	[0xc5] = {NP(NAT, U_, G_W, I(U8), SSE_MMX), P66(NAT, U_, G_W, I(U8), SSE)},
+	[0xc4] = {NP(NAT, E_R(S_2), I(U8), MMX), P66(NAT, E_R(S_2), I(U8), SSE)},
+	[0xc5] = {NP(NAT, U_, G_W, I(U8), MMX), P66(NAT, U_, G_W, I(U8), SSE)},
 	[0xc6] = {NP(SSE_X, I(U8)), P66(SSE_X, I(U8))},
 	[0xc7] = {NP(GROUP(GRP_9)), P66(GROUP(GRP_9_66)), PF3(GROUP(GRP_9_F3)), PF2(GROUP(GRP_9_F2))},
 	[0xc8 ... 0xcf] = ALLPP(NAT, O_RW),
 	[0xd0] = {P66(SSE_X), PF2(SSE_X)},
 	[0xd1 ... 0xd5] = {MMX_SSE},
 	[0xd6] = {P66(NAT, X_W(S_8), SSE), PF3(NAT, U_, SSE_MMX), PF2(NAT, U_, SSE_MMX)},
-	[0xd7] = {NP(NAT, U_, G_W, SSE_MMX), P66(NAT, U_, G_W, SSE)},
+	[0xd7] = {NP(NAT, U_, G_W, MMX), P66(NAT, U_, G_W, SSE)},
 	[0xd8 ... 0xe5] = {MMX_SSE},
 	[0xe6] = {P66(SSE_X), PF3(NAT, X_R(S_8), SSE), PF2(SSE_X)},
-	[0xe7] = {NP(NAT, M_W(S_8), SSE_MMX), P66(NAT, M_W(S_16), ALIGNED, SSE)},
+	[0xe7] = {NP(NAT, M_W(S_8), MMX), P66(NAT, M_W(S_16), ALIGNED, SSE)},
 	[0xe8 ... 0xef] = {MMX_SSE},
 	[0xf0] = {PF2(NAT, M_R(S_16), SSE)},
 	[0xf1 ... 0xf6] = {MMX_SSE},
-	[0xf7] = {NP(K(MASKMOV), U_, SSE_MMX), P66(K(MASKMOV), U_, SSE)},
+	[0xf7] = {NP(K(MASKMOV), U_, MMX), P66(K(MASKMOV), U_, SSE)},
 	[0xf8 ... 0xfe] = {MMX_SSE},
 	[0xff] = ALLPP(K(UD), .modrm = 1),
 };
@@ -235,9 +238,9 @@ const struct opdesc decode_map_38[256][4] = {
 	[0x30] = {P66(NAT, X_R(S_8), SSE)}, [0x31] = {P66(NAT, X_R(S_4), SSE)}, [0x32] = {P66(NAT, X_R(S_2), SSE)},
 	[0x33] = {P66(NAT, X_R(S_8), SSE)}, [0x34] = {P66(NAT, X_R(S_4), SSE)}, [0x35] = {P66(NAT, X_R(S_8), SSE)},
 	[0x37 ... 0x41] = {P66(SSE_X)},
-	[0x80 ... 0x81] = {P66(K(UD), .modrm = 1)}, /* INVEPT, INVVPID */
-	[0x82] = {P66(K(INVPCID), M_R(S_16), G_R, .force64 = 1)},
-	[0xc8 ... 0xcd] = {NP(SSE_X)}, /* SHA */
+	[0x80 ... 0x81] = {P66(K(UD), M_R(S_16), G_R)}, /* INVEPT, INVVPID */
+	[0x82] = {P66(K(INVPCID), M_R(S_16), G_R, .force64 = 1, .by_w = 1)},
+	[0xc8 ... 0xcd] = {NP(NAT, X_R(S_16), SSE)}, /* SHA: AMD does not require alignment, the manuals do */
 	[0xcf] = {P66(SSE_X)},
 	[0xdb ... 0xdf] = {P66(SSE_X)}, /* AES */
 	[0xf0] = {NP(NAT, M_R(S_V), G_W), P66(NAT, M_R(S_V), G_W, ANYPP), PF2(NAT, E_R(S_1), G_RW, BYTE_RM)}, /* MOVBE, CRC32 */
@@ -257,7 +260,7 @@ const struct opdesc decode_map_3a[256][4] = {
 	[0x22] = {P66(NAT, E_R(S_Y), I(U8), SSE)},
 	[0x40 ... 0x42] = {P66(SSE_X, I(U8))}, [0x44] = {P66(SSE_X, I(U8))},
 	[0x60 ... 0x63] = {P66(NAT, X_R(S_16), I(U8), SSE, FW_ALL)}, /* PCMPxSTRx: not aligned */
-	[0xcc] = {NP(SSE_X, I(U8))},
+	[0xcc] = {NP(NAT, X_R(S_16), I(U8), SSE)},
 	[0xce ... 0xcf] = {P66(SSE_X, I(U8))},
 	[0xdf] = {P66(SSE_X, I(U8))},
 };

@@ -19,7 +19,7 @@
 #define KREG3 NAT, U_, .kreg = 1, .krm = 1, .kvvvv = 1, VV, L1, .unit = UNIT_AVX512
 #define KREG2 NAT, U_, .kreg = 1, .krm = 1, L0, .unit = UNIT_AVX512
 #define KMEM .kreg = 1, L0, .unit = UNIT_AVX512
-#define GATHER K(VSIB), M_R(S_E), VV, AVX, .vsib = 1, .masked = 1
+#define GATHER K(VSIB), M_R(S_E), VV, AVX, .vsib = 1, .masked = 1, .distinct = 1
 #define FMA {P66(RVM)}
 #define FMA_S {P66(RVM_(S_E))}
 #define BMI_RMV NAT, E_R(S_Y), G_W, B_R, L0
@@ -130,7 +130,7 @@ const struct opdesc decode_vex_38[256][4] = {
 };
 
 const struct opdesc decode_vex_3a[256][4] = {
-	[0x00 ... 0x01] = {P66(RM, W1, L1, I(U8))},
+	[0x00] = {P66(RM, W1, L1, I(U8))}, [0x01] = {P66(RM, L1, I(U8))}, /* 01: AMD ignores W */
 	[0x02] = {P66(RVM, W0, I(U8))},
 	[0x04 ... 0x05] = {P66(RM, W0, I(U8))},
 	[0x06] = {P66(RVM, W0, L1, I(U8))},
