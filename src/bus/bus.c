@@ -14,7 +14,7 @@ struct region {
 struct space {
 	struct region *regions; /* sorted by base, disjoint */
 	size_t count, capacity;
-	size_t hit;          /* where the last access went; may be stale */
+	size_t hit;	     /* where the last access went; may be stale */
 	uint64_t generation; /* of the map: a device's callback may change it */
 };
 
@@ -23,10 +23,7 @@ struct bus {
 	struct bus_counts counts;
 };
 
-struct bus *bus_new(void)
-{
-	return calloc(1, sizeof(struct bus));
-}
+struct bus *bus_new(void) { return calloc(1, sizeof(struct bus)); }
 
 void bus_free(struct bus *b)
 {
@@ -53,10 +50,7 @@ static size_t lower_bound(const struct space *s, uint64_t addr)
 	return lo;
 }
 
-static bool valid_size(unsigned size)
-{
-	return size == 0 || size == 1 || size == 2 || size == 4 || size == 8;
-}
+static bool valid_size(unsigned size) { return size == 0 || size == 1 || size == 2 || size == 4 || size == 8; }
 
 static unsigned min_size(const struct bus_ops *ops) { return ops->min_size ? ops->min_size : 1; }
 static unsigned max_size(const struct bus_ops *ops) { return ops->max_size ? ops->max_size : 8; }
@@ -173,7 +167,4 @@ void bus_write(struct bus *b, enum bus_space space, uint64_t addr, unsigned size
 		r.ops->write(r.dev, addr - r.base + i, piece, (value >> (8 * i)) & mask_bytes(piece));
 }
 
-const struct bus_counts *bus_counts(const struct bus *b)
-{
-	return &b->counts;
-}
+const struct bus_counts *bus_counts(const struct bus *b) { return &b->counts; }

@@ -1,8 +1,9 @@
 /*
  * The IOAPIC: 82093AA, version 0x11 (no EOI register), 24 pins.
  *
- * irq_line levels are "asserted", whatever the wire's polarity, so that bit 13 of an entry is stored and not used. SMI and
- * ExtINT entries deliver nothing. A level-triggered pin is offered again by EOI, by a write to its entry, and by ioapic_resample.
+ * irq_line levels are "asserted", whatever the wire's polarity, so that bit 13 of an entry is stored and not used. SMI
+ * and ExtINT entries deliver nothing. A level-triggered pin is offered again by EOI, by a write to its entry, and by
+ * ioapic_resample.
  */
 #include "irq/irqchip_int.h"
 
@@ -19,15 +20,9 @@
 #define RE_MASK BIT(16)
 #define RE_WRITABLE (UINT64_C(0xff00000000000000) | 0x1afff)
 
-static unsigned entry_mode(uint64_t e)
-{
-	return (e >> 8) & 7;
-}
+static unsigned entry_mode(uint64_t e) { return (e >> 8) & 7; }
 
-static bool is_vectored(uint64_t e)
-{
-	return entry_mode(e) == DM_FIXED || entry_mode(e) == DM_LOWEST;
-}
+static bool is_vectored(uint64_t e) { return entry_mode(e) == DM_FIXED || entry_mode(e) == DM_LOWEST; }
 
 static bool send(struct ioapic *io, uint64_t e)
 {

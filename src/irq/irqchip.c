@@ -60,7 +60,7 @@ struct irqchip *irqchip_new(const struct irqchip_config *cfg, struct bus *bus, s
 	c->ioapic.chip = c->pic.chip = c->pit.chip = c;
 	for (unsigned i = 0; i < cfg->ncpus; i++)
 		lapic_setup(c, i);
-	/* Each maps what it has or nothing; what an earlier one mapped goes with the bus, which the caller drops too. */
+	/* What was mapped before a failure goes with the bus, which the caller drops too. */
 	if (!pit_setup(&c->pit, err) || !pic_setup(&c->pic, err) || !ioapic_setup(&c->ioapic, err)) {
 		irqchip_free(c);
 		return NULL;
@@ -88,10 +88,7 @@ void irqchip_reset(struct irqchip *c)
 		lapic_reset(c, i);
 }
 
-const struct irq_sink *irqchip_sink(struct irqchip *c)
-{
-	return &c->sink;
-}
+const struct irq_sink *irqchip_sink(struct irqchip *c) { return &c->sink; }
 
 void irqchip_get_state(struct irqchip *c, struct irqchip_state *out)
 {

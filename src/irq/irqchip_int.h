@@ -34,7 +34,7 @@ struct irq_msg {
 	uint8_t mode;
 	bool broadcast; /* dest is the sender's "all" */
 	bool logical;
-	bool level; /* trigger mode */
+	bool level;    /* trigger mode */
 	bool redirect; /* MSI redirection hint: to one of the addressed */
 };
 
@@ -138,14 +138,14 @@ struct pit_channel {
 
 /* What KVM's form lacks; kept in its reserved words, where KVM ignores it. All zero means: counting. */
 struct pit_extra {
-	uint32_t next;  /* PIT_PENDING: the count that will be loaded */
+	uint32_t next;	/* PIT_PENDING: the count that will be loaded */
 	uint32_t ticks; /* PIT_PAUSED: elapsed ticks; PIT_PENDING while counting: the elapsed ticks when it is loaded */
 	uint32_t flags;
 };
 enum {
-	PIT_IDLE = 1,    /* no count since the control word, or (modes 1, 5) not triggered yet */
+	PIT_IDLE = 1,	 /* no count since the control word, or (modes 1, 5) not triggered yet */
 	PIT_PENDING = 2, /* a count is written but not loaded */
-	PIT_PAUSED = 4,  /* the gate is low */
+	PIT_PAUSED = 4,	 /* the gate is low */
 };
 
 #define PIT_SPEAKER_ON 0x2u /* KVM_PIT_FLAGS_SPEAKER_DATA_ON */

@@ -1,9 +1,9 @@
 /*
- * The local APIC: xAPIC and x2APIC. Manual: SDM vol. 3, 10. Version and LVT count are those of KVM (0x50014: no CMCI, no
- * EOI broadcast suppression); the timer runs at 1 GHz before the divider, like KVM's.
+ * The local APIC: xAPIC and x2APIC. Manual: SDM vol. 3, 10. Version and LVT count are those of KVM (0x50014: no CMCI,
+ * no EOI broadcast suppression); the timer runs at 1 GHz before the divider, like KVM's.
  *
- * The ID is read-only and equals the CPU's index. Like KVM, the boot CPU comes out of reset with LINT0 as ExtINT, so that
- * a guest that never programs the APIC is served by the PIC, as firmware would have arranged it.
+ * The ID is read-only and equals the CPU's index. Like KVM, the boot CPU comes out of reset with LINT0 as ExtINT, so
+ * that a guest that never programs the APIC is served by the PIC, as firmware would have arranged it.
  */
 #include "irq/irqchip_int.h"
 
@@ -35,13 +35,14 @@
 
 enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_DEADLINE, TIMER_RESERVED };
 
-/* How each register may be accessed: in xAPIC mode, in x2APIC mode; bits that a write sets; read-only bits that it may hold. */
+/* How each register may be accessed in xAPIC and in x2APIC mode; bits that a write sets; read-only bits it may hold. */
 #define XR 1u
 #define XW 2u
 #define X2R 4u
 #define X2W 8u
 #define RO (XR | X2R)
 #define RW (XR | XW | X2R | X2W)
+/* clang-format off */
 static const struct reg_rule {
 	uint8_t access;
 	uint32_t writable, ignored;
@@ -73,25 +74,29 @@ static const struct reg_rule {
 	[LAPIC_TDCR] = {RW, 0xb},
 	[LAPIC_SELF_IPI] = {X2W, 0xff},
 };
+/* clang-format on */
 
-static uint32_t *reg(struct lapic *l, unsigned r)
-{
-	return &l->st.regs[4 * r];
-}
+static uint32_t *reg(struct lapic *l, unsigned r) { return &l->st.regs[4 * r]; }
 
-static uint32_t *pending_errors(struct lapic *l)
-{
-	return &l->st.regs[4 * LAPIC_ESR + 1];
-}
+static uint32_t *pending_errors(struct lapic *l) { return &l->st.regs[4 * LAPIC_ESR + 1]; }
 
 static bool hw_enabled(const struct lapic *l) { return l->st.base & BASE_EN; }
 static bool x2apic(const struct lapic *l) { return l->st.base & BASE_EXTD; }
 static bool sw_enabled(struct lapic *l) { return *reg(l, LAPIC_SVR) & SVR_ENABLED; }
 
 /* The 256-bit registers ISR, TMR and IRR. */
-static void vec_set(struct lapic *l, unsigned base, uint8_t vector) { *reg(l, base + vector / 32) |= 1u << (vector & 31); }
-static void vec_clear(struct lapic *l, unsigned base, uint8_t vector) { *reg(l, base + vector / 32) &= ~(1u << (vector & 31)); }
-static bool vec_test(struct lapic *l, unsigned base, uint8_t vector) { return *reg(l, base + vector / 32) & (1u << (vector & 31)); }
+static void vec_set(struct lapic *l, unsigned base, uint8_t vector)
+{
+	*reg(l, base + vector / 32) |= 1u << (vector & 31);
+}
+static void vec_clear(struct lapic *l, unsigned base, uint8_t vector)
+{
+	*reg(l, base + vector / 32) &= ~(1u << (vector & 31));
+}
+static bool vec_test(struct lapic *l, unsigned base, uint8_t vector)
+{
+	return *reg(l, base + vector / 32) & (1u << (vector & 31));
+}
 
 static int vec_highest(struct lapic *l, unsigned base)
 {
@@ -420,10 +425,7 @@ static void start_count(struct lapic *l, uint32_t count)
 		timer_start(l, now + count * divisor(l));
 }
 
-static uint64_t guest_tsc(struct lapic *l)
-{
-	return l->chip->cfg.ops->guest_tsc(l->chip->cfg.ops_ctx, l->cpu);
-}
+static uint64_t guest_tsc(struct lapic *l) { return l->chip->cfg.ops->guest_tsc(l->chip->cfg.ops_ctx, l->cpu); }
 
 /* Wait until the guest's TSC reaches the deadline. The farthest wait is 2^61 ns; the timer then waits on. */
 static void start_deadline(struct lapic *l)
@@ -486,9 +488,15 @@ static void write_lvt_timer(struct lapic *l, uint32_t value)
 	*reg(l, LAPIC_LVT_TIMER) = value;
 	if (old == timer_mode(l))
 		return;
-	/* Between one-shot and periodic the count goes on; to and from TSC-deadline mode the timer is disarmed. */
-	if (old <= TIMER_PERIODIC && timer_mode(l) <= TIMER_PERIODIC)
+	/*
+	 * Between one-shot and periodic the count goes on; periodic mode reloads a count that is 0, so that a periodic
+	 * timer with an initial count always runs. To and from TSC-deadline mode the timer is disarmed.
+	 */
+	if (old <= TIMER_PERIODIC && timer_mode(l) <= TIMER_PERIODIC) {
+		if (timer_mode(l) == TIMER_PERIODIC && l->expiry == TIMER_NEVER)
+			start_count(l, *reg(l, LAPIC_TMICT));
 		return;
+	}
 	*reg(l, LAPIC_TMICT) = 0;
 	l->st.tsc_deadline = 0;
 	timer_stop(l);
@@ -651,10 +659,7 @@ bool lapic_msr_write(struct irqchip *c, unsigned cpu, uint32_t msr, uint64_t val
 	return true;
 }
 
-uint8_t lapic_cr8(struct irqchip *c, unsigned cpu)
-{
-	return (uint8_t)(*reg(&c->lapic[cpu], LAPIC_TPR) >> 4);
-}
+uint8_t lapic_cr8(struct irqchip *c, unsigned cpu) { return (uint8_t)(*reg(&c->lapic[cpu], LAPIC_TPR) >> 4); }
 
 void lapic_set_cr8(struct irqchip *c, unsigned cpu, uint8_t cr8)
 {
@@ -663,10 +668,7 @@ void lapic_set_cr8(struct irqchip *c, unsigned cpu, uint8_t cr8)
 
 /* --- mode, reset, state --- */
 
-static uint32_t x2apic_ldr(const struct lapic *l)
-{
-	return ((l->cpu >> 4) << 16) | (1u << (l->cpu & 15));
-}
+static uint32_t x2apic_ldr(const struct lapic *l) { return ((l->cpu >> 4) << 16) | (1u << (l->cpu & 15)); }
 
 /* 10.4.7.1, 10.12.5.1: registers after power-up, reset and INIT */
 static void reset_regs(struct lapic *l)
@@ -704,15 +706,9 @@ void lapic_reset(struct irqchip *c, unsigned cpu)
 	reset_regs(&c->lapic[cpu]);
 }
 
-void lapic_init(struct irqchip *c, unsigned cpu)
-{
-	reset_regs(&c->lapic[cpu]);
-}
+void lapic_init(struct irqchip *c, unsigned cpu) { reset_regs(&c->lapic[cpu]); }
 
-uint64_t lapic_base_read(struct irqchip *c, unsigned cpu)
-{
-	return c->lapic[cpu].st.base;
-}
+uint64_t lapic_base_read(struct irqchip *c, unsigned cpu) { return c->lapic[cpu].st.base; }
 
 void lapic_base_restore(struct irqchip *c, unsigned cpu, uint64_t value)
 {
@@ -721,9 +717,7 @@ void lapic_base_restore(struct irqchip *c, unsigned cpu, uint64_t value)
 	if (!(value & BASE_EN))
 		value &= ~BASE_EXTD;
 	l->st.base = value & ~BASE_RESERVED;
-	if (x2apic(l))
-		*reg(l, LAPIC_LDR) = x2apic_ldr(l);
-	lapic_update(l);
+	reset_regs(l);
 }
 
 /* 10.4.3, 10.12.5 (figure 10-27) */

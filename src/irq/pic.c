@@ -1,9 +1,10 @@
 /*
  * The 8259A pair. Manual: Intel 8259A data sheet; the edge/level registers 0x4d0 and 0x4d1 are the PIIX's (they
- * replace ICW1.LTIM, which is ignored). MCS-80 mode and the buffered modes do not exist on a PC: their bits are ignored.
+ * replace ICW1.LTIM, which is ignored). MCS-80 mode and the buffered modes do not exist on a PC: their bits are
+ * ignored.
  *
- * Request latches follow the line for level pins and are set by a rising edge for edge pins; as in every PC chipset model,
- * an edge is not lost when the line falls before INTA.
+ * Request latches follow the line for level pins and are set by a rising edge for edge pins; as in every PC chipset
+ * model, an edge is not lost when the line falls before INTA.
  */
 #include "irq/irqchip_int.h"
 

@@ -1,9 +1,10 @@
 /*
  * The 8254 and port 0x61. Manual: Intel 8254 data sheet; port 0x61 is NMI_SC of the ICH data sheets.
  *
- * Nothing ticks: count and OUT follow from the time since the counting element was loaded. Loading happens with the write
- * (or trigger) and not one CLK later; a count is never seen between two CLKs. Only channel 0 has a timer, for its rising edges
- * of OUT: each is a pulse on gsi 0. Deviation: OUT going high because a control word changes the mode is not signalled.
+ * Nothing ticks: count and OUT follow from the time since the counting element was loaded. Loading happens with the
+ * write (or trigger) and not one CLK later; a count is never seen between two CLKs. Only channel 0 has a timer, for its
+ * rising edges of OUT: each is a pulse on gsi 0. Deviation: OUT going high because a control word changes the mode is
+ * not signalled.
  */
 #include "irq/irqchip_int.h"
 
@@ -21,15 +22,9 @@ enum { RW_LSB = 1, RW_MSB = 2, RW_WORD0 = 3, RW_WORD1 = 4 };
 #define PORT61_ENABLES 0xcu
 #define PORT61_SHIFT 8
 
-static uint64_t to_ticks(int64_t ns)
-{
-	return ns <= 0 ? 0 : mul_div_u64((uint64_t)ns, PIT_HZ, NS_PER_S);
-}
+static uint64_t to_ticks(int64_t ns) { return ns <= 0 ? 0 : mul_div_u64((uint64_t)ns, PIT_HZ, NS_PER_S); }
 
-static int64_t to_ns(uint64_t ticks)
-{
-	return (int64_t)mul_div_u64(ticks, NS_PER_S, PIT_HZ);
-}
+static int64_t to_ns(uint64_t ticks) { return (int64_t)mul_div_u64(ticks, NS_PER_S, PIT_HZ); }
 
 /* The first ns at which that many ticks have passed. */
 static int64_t to_ns_after(uint64_t ticks)
@@ -252,7 +247,7 @@ static void control_word(struct pit *p, uint8_t v)
 		arm(p, now);
 }
 
-/* When a count written now to a counting channel in mode 2 or 3 is loaded: at the end of this period, or half period. */
+/* A count written to a counting channel in mode 2 or 3 is loaded at the end of this period, or half period. */
 static void set_pending(struct pit_channel *ch, struct pit_extra *x, uint32_t count, int64_t now)
 {
 	uint32_t n = decode(ch, ch->count);
@@ -453,8 +448,8 @@ void pit_get_state(struct pit *p, struct pit_state *st)
 static bool valid(const struct pit_channel *ch, const struct pit_extra *x)
 {
 	return ch->count >= 1 && ch->count <= 0x10000 && decode(ch, ch->count) >= 1 && ch->count_latched <= RW_WORD1 &&
-	       ch->status_latched <= 1 && ch->read_state <= RW_WORD1 && ch->write_state <= RW_WORD1 && ch->rw_mode <= 3 &&
-	       (ch->mode <= 5 || ch->mode == MODE_NONE) && ch->bcd <= 1 && ch->gate <= 1 &&
+	       ch->status_latched <= 1 && ch->read_state <= RW_WORD1 && ch->write_state <= RW_WORD1 &&
+	       ch->rw_mode <= 3 && (ch->mode <= 5 || ch->mode == MODE_NONE) && ch->bcd <= 1 && ch->gate <= 1 &&
 	       !(x->flags & ~(PIT_IDLE | PIT_PENDING | PIT_PAUSED)) &&
 	       (!(x->flags & PIT_PENDING) || (x->next >= 1 && x->next <= 0x10000 && decode(ch, x->next) >= 1));
 }
@@ -470,7 +465,7 @@ bool pit_set_state(struct pit *p, const struct pit_state *st)
 	p->st.ch[0].gate = p->st.ch[1].gate = 1;
 	p->st.flags &= PIT_SPEAKER_ON | PORT61_ENABLES << PORT61_SHIFT;
 	for (unsigned i = 0; i < 3; i++)
-		if (st->ch[i].count_load_time > now || st->ch[i].count_load_time < 0)
+		if (st->ch[i].count_load_time > now || st->ch[i].count_load_time < now - INT64_MAX / 2)
 			p->st.ch[i].count_load_time = now;
 	arm(p, now);
 	return true;

@@ -1,6 +1,6 @@
 #include "fixture.h"
 
-static int64_t now;
+static int64_t now, tsc_behind;
 
 static int64_t fake_clock(void) { return now; }
 
@@ -16,9 +16,10 @@ static void sipi(void *ctx, unsigned cpu, uint8_t vector)
 	f->sipi_vector[cpu] = vector;
 }
 
-static uint64_t guest_tsc(void *ctx, unsigned cpu) { return (uint64_t)now * 2; }
+static uint64_t guest_tsc(void *ctx, unsigned cpu) { return (uint64_t)(now - tsc_behind) * 2; }
 
-static const struct irqchip_cpu_ops ops = {.kick = kick, .nmi = nmi, .init = init, .sipi = sipi, .guest_tsc = guest_tsc};
+static const struct irqchip_cpu_ops ops = {
+	.kick = kick, .nmi = nmi, .init = init, .sipi = sipi, .guest_tsc = guest_tsc};
 
 int fx_setup(void **state)
 {
@@ -28,6 +29,7 @@ int fx_setup(void **state)
 	if (!f)
 		return -1;
 	now = 1000000000;
+	tsc_behind = 0;
 	timer_queue_init(&f->q);
 	cfg.timers = &f->q;
 	f->bus = bus_new();
@@ -69,3 +71,7 @@ void fx_jump(struct fx *f, int64_t ns)
 	now += ns;
 	timer_queue_run(&f->q, now);
 }
+
+void fx_sleep(int64_t ns) { now += ns; }
+
+void fx_delay_tsc(int64_t ns) { tsc_behind += ns; }

@@ -32,10 +32,17 @@ int64_t fx_now(void);
 void fx_advance(struct fx *f, int64_t ns);
 /* Move the clock at once, then serve the timers: they are late. */
 void fx_jump(struct fx *f, int64_t ns);
+/* Move the clock and serve nothing. */
+void fx_sleep(int64_t ns);
+/* Stop the guest's TSC for so long: the host's clock gets ahead of it. */
+void fx_delay_tsc(int64_t ns);
 
 static inline void out8(struct fx *f, uint16_t port, uint8_t v) { bus_write(f->bus, BUS_PIO, port, 1, v); }
 static inline uint8_t in8(struct fx *f, uint16_t port) { return (uint8_t)bus_read(f->bus, BUS_PIO, port, 1); }
-static inline uint32_t rd(struct fx *f, unsigned cpu, unsigned r) { return (uint32_t)lapic_mmio_read(f->c, cpu, r * 16, 4); }
+static inline uint32_t rd(struct fx *f, unsigned cpu, unsigned r)
+{
+	return (uint32_t)lapic_mmio_read(f->c, cpu, r * 16, 4);
+}
 static inline void wr(struct fx *f, unsigned cpu, unsigned r, uint32_t v) { lapic_mmio_write(f->c, cpu, r * 16, 4, v); }
 static inline bool in_reg(struct fx *f, unsigned cpu, unsigned base, uint8_t vector)
 {

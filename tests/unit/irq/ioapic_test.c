@@ -228,8 +228,8 @@ static void modes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		IRQ_TEST(registers),	 IRQ_TEST(edge),		IRQ_TEST(level),
-		IRQ_TEST(level_refused), IRQ_TEST(two_pins_one_vector), IRQ_TEST(modes),
+		IRQ_TEST(registers),	       IRQ_TEST(edge),	IRQ_TEST(level), IRQ_TEST(level_refused),
+		IRQ_TEST(two_pins_one_vector), IRQ_TEST(modes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -255,8 +255,12 @@ static void messages(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		IRQ_TEST(physical_and_shorthands), IRQ_TEST(nmi_init_sipi),	  IRQ_TEST(logical_flat),
-		IRQ_TEST(logical_cluster),	   IRQ_TEST(lowest_priority),	  IRQ_TEST(x2apic_destinations),
+		IRQ_TEST(physical_and_shorthands),
+		IRQ_TEST(nmi_init_sipi),
+		IRQ_TEST(logical_flat),
+		IRQ_TEST(logical_cluster),
+		IRQ_TEST(lowest_priority),
+		IRQ_TEST(x2apic_destinations),
 		IRQ_TEST(messages),
 	};
 

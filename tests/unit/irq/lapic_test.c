@@ -23,7 +23,8 @@ static void reset_values(void **state)
 		assert_int_equal(rd(f, cpu, LAPIC_SVR), 0xff);
 		assert_int_equal(rd(f, cpu, LAPIC_LVT_LINT0), cpu == 0 ? 0x700 : 0x10000);
 		for (unsigned r = 0; r < LAPIC_REGS; r++) {
-			if (r == LAPIC_ID || r == LAPIC_VERSION || r == LAPIC_DFR || r == LAPIC_SVR || r == LAPIC_LVT_LINT0)
+			if (r == LAPIC_ID || r == LAPIC_VERSION || r == LAPIC_DFR || r == LAPIC_SVR ||
+			    r == LAPIC_LVT_LINT0)
 				continue;
 			assert_int_equal(rd(f, cpu, r), r >= LAPIC_LVT_TIMER && r <= LAPIC_LVT_ERROR ? 0x10000 : 0);
 		}
@@ -76,7 +77,7 @@ static void xapic_write_masks(void **state)
 	}
 	wr(f, 1, LAPIC_PPR, 0xff);
 	assert_int_equal(rd(f, 1, LAPIC_PPR), 0);
-	/* ICR: delivery status reads 0, reserved bits too. 0x...f00 is SIPI/ExtINT: nobody, by a broadcast to others off. */
+	/* ICR: delivery status and reserved bits read 0. (What it sends is an ExtINT, which does nothing.) */
 	wr(f, 1, LAPIC_ICR2, 0x77000000);
 	wr(f, 1, LAPIC_ICR, 0xfff3ffff);
 	assert_int_equal(rd(f, 1, LAPIC_ICR), 0xcffff & ~0x3000 & ~0xc0000);
@@ -115,7 +116,7 @@ static void base_transitions(void **state)
 	assert_int_equal(lapic_base_read(f->c, 1), base | EN | EXTD);
 	assert_true(lapic_base_write(f->c, 1, base));
 	assert_int_equal(lapic_mmio_read(f->c, 1, 0x30, 4), 0xffffffff); /* off: no registers */
-	assert_false(lapic_base_write(f->c, 1, base | EN | EXTD));	  /* disabled -> x2APIC */
+	assert_false(lapic_base_write(f->c, 1, base | EN | EXTD));	 /* disabled -> x2APIC */
 	assert_true(lapic_base_write(f->c, 1, base | EN));
 	assert_int_equal(rd(f, 1, LAPIC_SVR), 0xff); /* back from disabled: as after reset */
 	assert_int_equal(rd(f, 1, LAPIC_LDR), 0);
@@ -133,9 +134,10 @@ static void x2apic_msrs(void **state)
 	for (uint32_t r = 0; r < 0x100; r++) {
 		bool vectors = r >= LAPIC_ISR && r < LAPIC_ESR;
 		bool lvt = r >= LAPIC_LVT_TIMER && r <= LAPIC_LVT_ERROR;
-		bool rw = r == LAPIC_TPR || r == LAPIC_SVR || r == LAPIC_ESR || r == LAPIC_ICR || lvt || r == LAPIC_TMICT ||
-			  r == LAPIC_TDCR;
-		bool ro = r == LAPIC_ID || r == LAPIC_VERSION || r == LAPIC_PPR || r == LAPIC_LDR || vectors || r == LAPIC_TMCCT;
+		bool rw = r == LAPIC_TPR || r == LAPIC_SVR || r == LAPIC_ESR || r == LAPIC_ICR || lvt ||
+			  r == LAPIC_TMICT || r == LAPIC_TDCR;
+		bool ro = r == LAPIC_ID || r == LAPIC_VERSION || r == LAPIC_PPR || r == LAPIC_LDR || vectors ||
+			  r == LAPIC_TMCCT;
 		bool wo = r == LAPIC_EOI || r == LAPIC_SELF_IPI;
 
 		assert_int_equal(lapic_msr_read(f->c, 1, MSR(r), &v), rw || ro);
@@ -158,18 +160,21 @@ static void x2apic_reserved_bits(void **state)
 		unsigned r;
 		uint64_t allowed;
 	} regs[] = {
-		{LAPIC_TPR, 0xff},	     {LAPIC_EOI, 0},		    {LAPIC_SVR, 0x3ff},
-		{LAPIC_ESR, 0},		     {LAPIC_LVT_TIMER, 0x710ff},    {LAPIC_LVT_THERMAL, 0x117ff},
-		{LAPIC_LVT_PERF, 0x117ff},   {LAPIC_LVT_LINT0, 0x1f7ff},    {LAPIC_LVT_LINT1, 0x1f7ff},
-		{LAPIC_LVT_ERROR, 0x110ff},  {LAPIC_TMICT, 0xffffffff},	    {LAPIC_TDCR, 0xb},
-		{LAPIC_SELF_IPI, 0xff},	     {LAPIC_ICR, 0xffffffff000cdfff},
+		{LAPIC_TPR, 0xff},	    {LAPIC_EOI, 0},
+		{LAPIC_SVR, 0x3ff},	    {LAPIC_ESR, 0},
+		{LAPIC_LVT_TIMER, 0x710ff}, {LAPIC_LVT_THERMAL, 0x117ff},
+		{LAPIC_LVT_PERF, 0x117ff},  {LAPIC_LVT_LINT0, 0x1f7ff},
+		{LAPIC_LVT_LINT1, 0x1f7ff}, {LAPIC_LVT_ERROR, 0x110ff},
+		{LAPIC_TMICT, 0xffffffff},  {LAPIC_TDCR, 0xb},
+		{LAPIC_SELF_IPI, 0xff},	    {LAPIC_ICR, 0xffffffff000cdfff},
 	};
 	struct fx *f = *state;
 
 	to_x2apic(f, 1);
 	for (size_t i = 0; i < ARRAY_LEN(regs); i++)
 		for (unsigned bit = 0; bit < 64; bit++)
-			assert_int_equal(lapic_msr_write(f->c, 1, MSR(regs[i].r), BIT(bit)), (regs[i].allowed & BIT(bit)) != 0);
+			assert_int_equal(lapic_msr_write(f->c, 1, MSR(regs[i].r), BIT(bit)),
+					 (regs[i].allowed & BIT(bit)) != 0);
 }
 
 static void priorities(void **state)
@@ -247,7 +252,7 @@ static void errors(void **state)
 
 	wr(f, 0, LAPIC_SVR, 0x1ff);
 	wr(f, 0, LAPIC_LVT_ERROR, 0xe1);
-	wr(f, 0, LAPIC_ICR, 0x40000 | 15); /* self, illegal vector */
+	wr(f, 0, LAPIC_ICR, 0x40000 | 15);	  /* self, illegal vector */
 	assert_int_equal(rd(f, 0, LAPIC_ESR), 0); /* shown by a write only */
 	expect_vector(f, 0, 0xe1);
 	wr(f, 0, LAPIC_ESR, 0);
@@ -384,6 +389,12 @@ static void timer_periodic(void **state)
 	fx_advance(f, 1);
 	expect_vector(f, 0, 0x40);
 	/* Not served yet: the current count is periodic all the same. */
+	fx_sleep(2300000);
+	assert_int_equal(rd(f, 0, LAPIC_TMCCT), 700000);
+	fx_jump(f, 0);
+	expect_vector(f, 0, 0x40);
+	assert_int_equal(rd(f, 0, LAPIC_TMCCT), 700000);
+	/* A write of the initial count starts a new period. */
 	wr(f, 0, LAPIC_TMICT, 1000000);
 	assert_int_equal(timer_queue_deadline(&f->q), fx_now() + 1000000);
 	/* To one-shot: the count in progress is the last. */
@@ -393,6 +404,12 @@ static void timer_periodic(void **state)
 	fx_advance(f, 10000000);
 	expect_none(f, 0);
 	assert_int_equal(timer_queue_deadline(&f->q), TIMER_NEVER);
+	/* Back to periodic with the count at 0: reloaded. */
+	wr(f, 0, LAPIC_LVT_TIMER, 0x20040);
+	fx_advance(f, 1000000);
+	expect_vector(f, 0, 0x40);
+	fx_advance(f, 1000000);
+	expect_vector(f, 0, 0x40);
 }
 
 static void timer_periodic_floor(void **state)
@@ -440,6 +457,14 @@ static void timer_tsc_deadline(void **state)
 	expect_vector(f, 0, 0x40);
 	assert_true(lapic_msr_read(f->c, 0, TSC_DEADLINE, &v));
 	assert_int_equal(v, 0);
+	/* The clocks drift: the TSC decides. */
+	tsc = (uint64_t)fx_now() * 2;
+	assert_true(lapic_msr_write(f->c, 0, TSC_DEADLINE, tsc + 2000000));
+	fx_delay_tsc(500);
+	fx_advance(f, 1000499);
+	expect_none(f, 0);
+	fx_advance(f, 3);
+	expect_vector(f, 0, 0x40);
 	/* In the past: at once. */
 	assert_true(lapic_msr_write(f->c, 0, TSC_DEADLINE, 1));
 	fx_advance(f, 0);
@@ -484,9 +509,30 @@ static void timer_x2apic_and_disable(void **state)
 	assert_int_equal(timer_queue_deadline(&f->q), TIMER_NEVER);
 }
 
+static void set_up_errors(void **state)
+{
+	struct fx *f = *state;
+	struct irqchip_config cfg = f->c->cfg;
+	struct error err = {0};
+
+	cfg.ncpus = 0;
+	assert_null(irqchip_new(&cfg, f->bus, &err));
+	cfg.ncpus = 256;
+	assert_null(irqchip_new(&cfg, f->bus, &err));
+	assert_non_null(strstr(err.msg, "256 CPUs"));
+	cfg.ncpus = 1;
+	cfg.tsc_khz = 0;
+	assert_null(irqchip_new(&cfg, f->bus, &err));
+	assert_non_null(strstr(err.msg, "TSC"));
+	cfg.tsc_khz = 1;
+	assert_null(irqchip_new(&cfg, f->bus, &err)); /* the bus has them already */
+	assert_non_null(strstr(err.msg, "overlaps"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		IRQ_TEST(set_up_errors),
 		IRQ_TEST(reset_values),
 		IRQ_TEST(xapic_write_masks),
 		IRQ_TEST(access_sizes),

@@ -3,7 +3,7 @@
 
 #define M 0x20
 #define S 0xa0
-#define MASK_ALL_BUT(n) ((uint8_t)~(1u << (n)))
+#define MASK_ALL_BUT(n) ((uint8_t) ~(1u << (n)))
 
 /* ICW1-4 of one chip; ICW4 says what. */
 static void init(struct fx *f, uint16_t port, uint8_t base, uint8_t icw4)
@@ -44,7 +44,8 @@ static void initialization(void **state)
 
 	out8(f, M + 1, 0x5a);
 	assert_int_equal(in8(f, M + 1), 0x5a);
-	/* ICW1 clears mask, service, special mask and the request latches of edge pins; the vector's low bits are the pin. */
+	/* ICW1 clears mask, service, special mask and the request latches of edge pins; the vector's low bits are the
+	 * pin. */
 	pulse(f, 3);
 	assert_int_equal(irr(f, M), 0x08);
 	init(f, M, 0x37, 0x01);
@@ -392,9 +393,12 @@ static void spurious(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		IRQ_TEST(initialization), IRQ_TEST(fully_nested), IRQ_TEST(cascade),	  IRQ_TEST(special_fully_nested),
-		IRQ_TEST(auto_eoi),	  IRQ_TEST(rotation),	  IRQ_TEST(special_mask), IRQ_TEST(poll),
-		IRQ_TEST(level_pins),	  IRQ_TEST(wires),	  IRQ_TEST(spurious),
+		IRQ_TEST(initialization), IRQ_TEST(fully_nested),
+		IRQ_TEST(cascade),	  IRQ_TEST(special_fully_nested),
+		IRQ_TEST(auto_eoi),	  IRQ_TEST(rotation),
+		IRQ_TEST(special_mask),	  IRQ_TEST(poll),
+		IRQ_TEST(level_pins),	  IRQ_TEST(wires),
+		IRQ_TEST(spurious),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

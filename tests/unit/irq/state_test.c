@@ -13,7 +13,8 @@ _Static_assert(sizeof(struct kvm_pit_state2) == sizeof(struct pit_state), "pit")
 _Static_assert(sizeof(struct kvm_lapic_state) == 1024, "lapic");
 _Static_assert(offsetof(struct kvm_pit_state2, flags) == offsetof(struct pit_state, flags), "pit flags");
 _Static_assert(offsetof(struct kvm_pit_state2, reserved) == offsetof(struct pit_state, extra), "pit extra");
-_Static_assert(offsetof(struct kvm_pit_channel_state, count_load_time) == offsetof(struct pit_channel, count_load_time), "");
+_Static_assert(offsetof(struct kvm_pit_channel_state, count_load_time) == offsetof(struct pit_channel, count_load_time),
+	       "");
 _Static_assert(offsetof(struct kvm_pit_channel_state, gate) == offsetof(struct pit_channel, gate), "");
 _Static_assert(offsetof(struct kvm_pic_state, elcr_mask) == offsetof(struct pic_state, elcr_mask), "");
 _Static_assert(offsetof(struct kvm_pic_state, init_state) == offsetof(struct pic_state, init_state), "");
@@ -66,7 +67,8 @@ static void busy(struct fx *f)
 	wr(f, 0, LAPIC_LVT_LINT0, 0x10000);
 	for (unsigned pin = 1; pin < IOAPIC_PINS; pin++) {
 		bus_write(f->bus, BUS_MMIO, 0xfec00000, 4, 0x10 + 2 * pin);
-		bus_write(f->bus, BUS_MMIO, 0xfec00010, 4, (0x40 + 3 * pin) | (pin >= 16 ? 0xa000 : 0) | (pin == 5 ? 0x10000 : 0));
+		bus_write(f->bus, BUS_MMIO, 0xfec00010, 4,
+			  (0x40 + 3 * pin) | (pin >= 16 ? 0xa000 : 0) | (pin == 5 ? 0x10000 : 0));
 		bus_write(f->bus, BUS_MMIO, 0xfec00000, 4, 0x11 + 2 * pin);
 		bus_write(f->bus, BUS_MMIO, 0xfec00010, 4, (pin % FX_CPUS) << 24);
 	}
@@ -160,11 +162,7 @@ static void late_expiry_is_kept(void **state)
 	out8(f, 0x43, 0x30);
 	out8(f, 0x40, 0x10);
 	out8(f, 0x40, 0x00);
-	f->q.first = NULL; /* time passes and nobody serves the queue: unlink by hand */
-	f->c->lapic[0].timer.deadline = f->c->pit.timer.deadline = TIMER_NEVER;
-	f->c->lapic[0].timer.prev = f->c->lapic[0].timer.next = NULL;
-	f->c->pit.timer.prev = f->c->pit.timer.next = NULL;
-	fx_advance(f, 1000000);
+	fx_sleep(1000000);
 	save(f, &a);
 	assert_int_equal(a.chips.pic[0][offsetof(struct pic_state, irr)] & 1, 1);
 	assert_true(in_reg(f, 0, LAPIC_IRR, 0xec));
@@ -202,8 +200,8 @@ static void impossible_values(void **state)
 	REFUSED(PIT_AT(1, rw_mode), 4);
 	REFUSED(PIT_AT(1, read_state), 5);
 	REFUSED(PIT_AT(0, count) = 0; bad.pit[2], 0); /* count 0 */
-	REFUSED(bad.pit[2], 2);			       /* count 0x20000 */
-	REFUSED(bad.pit[76 + 8], 8);		       /* an unknown flag */
+	REFUSED(bad.pit[2], 2);			      /* count 0x20000 */
+	REFUSED(bad.pit[76 + 8], 8);		      /* an unknown flag */
 	lapic_get_state(f->c, 1, lapic);
 	assert_false(lapic_set_state(f->c, 2, lapic)); /* another CPU's */
 	/* Register bits that do not exist are dropped. */
@@ -230,29 +228,31 @@ struct kvm {
 
 static bool kvm_open(struct kvm *k)
 {
+	size_t entries = 100;
+	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + entries * sizeof(cpuid->entries[0]));
 	struct kvm_pit_config pit = {0};
 
+	assert_non_null(cpuid);
 	k->sys = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (k->sys < 0)
+	if (k->sys < 0) {
+		free(cpuid);
 		return false;
+	}
 	k->vm = ioctl(k->sys, KVM_CREATE_VM, 0);
 	assert_true(k->vm >= 0);
 	assert_int_equal(ioctl(k->vm, KVM_CREATE_IRQCHIP, 0), 0);
 	assert_int_equal(ioctl(k->vm, KVM_CREATE_PIT2, &pit), 0);
+	cpuid->nent = (uint32_t)entries;
+	assert_int_equal(ioctl(k->sys, KVM_GET_SUPPORTED_CPUID, cpuid), 0); /* x2APIC */
+	for (unsigned e = 0; e < cpuid->nent; e++)
+		if (cpuid->entries[e].function == 1)
+			cpuid->entries[e].ecx |= 1u << 24; /* TSC deadline */
 	for (unsigned i = 0; i < FX_CPUS; i++) {
-		struct {
-			struct kvm_cpuid2 head;
-			struct kvm_cpuid_entry2 entries[100];
-		} cpuid = {.head.nent = 100};
-
 		k->vcpu[i] = ioctl(k->vm, KVM_CREATE_VCPU, i);
 		assert_true(k->vcpu[i] >= 0);
-		assert_int_equal(ioctl(k->sys, KVM_GET_SUPPORTED_CPUID, &cpuid), 0); /* x2APIC, TSC deadline */
-		for (unsigned e = 0; e < cpuid.head.nent; e++)
-			if (cpuid.entries[e].function == 1)
-				cpuid.entries[e].ecx |= 1u << 24;
-		assert_int_equal(ioctl(k->vcpu[i], KVM_SET_CPUID2, &cpuid), 0);
+		assert_int_equal(ioctl(k->vcpu[i], KVM_SET_CPUID2, cpuid), 0);
 	}
+	free(cpuid);
 	return true;
 }
 
@@ -302,8 +302,8 @@ static void kvm_lapic(int vcpu, uint64_t base, const uint8_t in[1024], uint8_t o
 }
 
 /*
- * Every LAPIC register as KVM returns it. Not compared: PPR, which derives from others and which KVM brings up to date only when
- * the CPU runs. The running count only roughly, as KVM's timer runs on.
+ * Every LAPIC register as KVM returns it. Not compared: PPR, which derives from others and which KVM brings up to date
+ * only when the CPU runs. The running count only roughly, as KVM's timer runs on.
  */
 static void compare_lapic(const uint8_t in[1024], const uint8_t out[1024])
 {
@@ -345,7 +345,8 @@ static void kvm_takes_it(void **state)
 		kvm_chip(&k, KVM_IRQCHIP_PIC_SLAVE, a.chips.pic[1], out, 16);
 		assert_memory_equal(out, a.chips.pic[1], 16);
 		kvm_chip(&k, KVM_IRQCHIP_IOAPIC, a.chips.ioapic, out, 216);
-		/* KVM offers the asserted pins again; what it returns must be loadable, and equal but for request bits. */
+		/* KVM offers the asserted pins again; what it returns must be loadable, and equal but for request bits.
+		 */
 		memcpy(out + 16, a.chips.ioapic + 16, 4);
 		assert_memory_equal(out, a.chips.ioapic, 216);
 		kvm_pit(&k, a.chips.pit, out);
