@@ -15,6 +15,16 @@ static uint64_t bt_apply(enum bt_op op, uint64_t value, uint64_t bit)
 	}
 }
 
+static bool bt_reg(struct vcpu *v, const struct insn *in, enum bt_op op, unsigned index)
+{
+	uint64_t value = gpr_get(v, in->rm, in->osz);
+
+	if (op != BT)
+		gpr_set(v, in->rm, in->osz, bt_apply(op, value, BIT(index)));
+	v->s.rflags = (v->s.rflags & ~FL_CF) | ((value >> index) & 1);
+	return retire(v, in);
+}
+
 /* The bit lies anywhere: the offset is signed, in units of the operand from the operand's address. */
 ROUTINE(bt_mem)
 {
@@ -27,13 +37,17 @@ ROUTINE(bt_mem)
 	bool done = false;
 	gva_t la;
 
+	if (in->mod == 3)
+		return bt_reg(v, in, op, index & (8 * size - 1));
 	off = (off + (uint64_t)((index >> (size == 8 ? 6 : size == 4 ? 5 : 4)) * (int64_t)size)) & mask_bytes(in->asz);
 	bit = BIT(index & (8 * size - 1));
 	if (!seg_linear(v, in->seg, off, size, op != BT, &la) || (op != BT && !mmu_probe_write(v, la, size, 0)) ||
 	    !mem_read(v, la, size, &value, MMU_READ))
 		return false;
-	while (op != BT && in->lock && !done) {
-		if (!mmu_cmpxchg(v, la, &value, bt_apply(op, value, bit), size, MMU_WRITE, &done))
+	for (unsigned tries = 0; op != BT && in->lock && !done; tries++) {
+		if (tries == CMPXCHG_TRIES)
+			return true; /* the same instruction again, after a look at interrupts */
+		if (!mmu_cmpxchg(v, la, &value, bt_apply(op, value, bit), size, MMU_READ, &done))
 			return false;
 	}
 	if (op != BT && !in->lock && !mem_write(v, la, size, bt_apply(op, value, bit), MMU_WRITE))

@@ -12,6 +12,8 @@
 
 #define INTERP_CHUNK (64 * 1024) /* bytes of work of a REP instruction before interrupts are looked at */
 
+#define CMPXCHG_TRIES 64 /* nothing in memory may make a routine loop for ever */
+
 /* --- registers --- */
 
 static inline uint64_t gpr_get(const struct vcpu *v, unsigned r, unsigned size)

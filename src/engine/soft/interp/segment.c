@@ -62,11 +62,10 @@ bool desc_set_accessed(struct vcpu *v, struct desc *d)
 	uint64_t byte = (d->raw >> 40) & 0xff;
 	bool done = false;
 
-	while (!(byte & 1)) {
-		if (!mmu_cmpxchg(v, d->la + 5, &byte, byte | 1, 1, MMU_WRITE | MMU_SYSTEM, &done))
+	/* Bounded: a table in a device's registers may read as something else each time. */
+	for (unsigned tries = 0; tries < CMPXCHG_TRIES && !done && !(byte & 1); tries++) {
+		if (!mmu_cmpxchg(v, d->la + 5, &byte, byte | 1, 1, MMU_SYSTEM, &done))
 			return false;
-		if (done)
-			break;
 	}
 	d->raw |= BIT(40);
 	return true;

@@ -48,7 +48,7 @@ ROUTINE(lar)
 		return false;
 	if (!found || !visible(v, sel, &d) || !(desc_s(&d) || (types & BIT(desc_type(&d)))))
 		return result_zf(v, in, false);
-	gpr_set(v, in->reg, in->osz, (d.raw >> 32) & (in->osz == 2 ? 0xff00 : 0xf0ff00));
+	gpr_set(v, in->reg, in->osz, (d.raw >> 32) & (in->osz == 2 ? 0xff00 : 0xffff00));
 	return result_zf(v, in, true);
 }
 
@@ -198,8 +198,8 @@ ROUTINE(ltr)
 	if (!desc_p(&d))
 		return raise_sel(v, EXC_NP, sel, 0);
 	byte = (d.raw >> 40) & 0xff;
-	while (!done) {
-		if (!mmu_cmpxchg(v, d.la + 5, &byte, byte | 2, 1, MMU_WRITE | MMU_SYSTEM, &done))
+	for (unsigned tries = 0; tries < CMPXCHG_TRIES && !done; tries++) {
+		if (!mmu_cmpxchg(v, d.la + 5, &byte, byte | 2, 1, MMU_SYSTEM, &done))
 			return false;
 	}
 	seg.attr |= 2; /* busy */

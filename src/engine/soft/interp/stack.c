@@ -264,10 +264,14 @@ ROUTINE(enter)
 	frame_add(&f, bp);
 	frame_ptr = (sp - osz) & mask;
 	for (unsigned i = 1; i < level; i++) {
-		uint64_t link;
+		uint64_t off = (bp - (uint64_t)osz * i) & mask, link;
 
-		if (!stack_linear(v, ss, is64, (bp - (uint64_t)osz * i) & mask, osz, 0, &la) || !mem_read(v, la, osz, &link, MMU_READ))
+		if (!stack_linear(v, ss, is64, off, osz, 0, &la) || !mem_read(v, la, osz, &link, MMU_READ))
 			return false;
+		for (unsigned j = 0; j < f.n; j++) { /* a link that this very instruction pushed */
+			if (off == ((sp - (uint64_t)osz * (j + 1)) & mask))
+				link = f.val[j];
+		}
 		frame_add(&f, link);
 	}
 	if (level)
