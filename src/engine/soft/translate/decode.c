@@ -31,6 +31,7 @@ struct decoder {
 	unsigned rm_hi;     /* bit 4 of a vector register in modrm.rm: EVEX.X */
 	unsigned index_hi;  /* bit 4 of a VSIB index: EVEX.V' */
 	bool evex_reg_hi;   /* EVEX.R' set: modrm.reg is 16-31 */
+	bool anypp;         /* the row, or the one that led to its group, holds for any of 66, F3, F2 */
 };
 
 const char *insn_kind_name(enum insn_kind k)
@@ -187,12 +188,14 @@ static bool resolve_group(struct decoder *s)
 {
 	uint8_t modrm = s->p[s->pos];
 
+	s->anypp = s->d->anypp;
 	while (s->d->group) {
 		unsigned i = s->d->sel == SEL_REG ? (modrm >> 3) & 7 : s->d->sel == SEL_RM ? modrm & 7 : s->w;
 
 		if (s->pos < s->in->op_off + 2u)
 			s->pos = s->in->op_off + 2; /* the verdict depends on modrm */
 		s->d = &decode_groups[s->d->group][i + (modrm >= 0xc0 ? 8 : 0)];
+		s->anypp |= s->d->anypp;
 	}
 	return s->d->def;
 }
@@ -200,7 +203,7 @@ static bool resolve_group(struct decoder *s)
 static unsigned operand_size(const struct decoder *s)
 {
 	const struct insn *in = s->in;
-	bool op66 = in->opsize66 && (in->pp != 1 || s->d->anypp);
+	bool op66 = in->opsize66 && (in->pp != 1 || s->anypp);
 
 	if (s->d->by_w || s->d->unit >= UNIT_MMX || s->d->size == S_Y || s->d->size == S_Y2)
 		return s->mode == MODE_64 && (s->w || s->d->force64) ? 8 : 4;
@@ -500,7 +503,7 @@ static bool decode_body(struct decoder *s)
 	in->opreg_gpr = d->opreg;
 	in->osz = operand_size(s);
 	in->asz = s->mode == MODE_64 ? (in->addr67 ? 4 : 8) : (s->mode == MODE_32) != in->addr67 ? 4 : 2;
-	if (in->enc == ENC_LEGACY && d->anypp)
+	if (in->enc == ENC_LEGACY && s->anypp)
 		in->pp = 0;
 	in->opreg = (in->op & 7) | s->b;
 	if (d->modrm) {

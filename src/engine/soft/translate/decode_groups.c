@@ -99,9 +99,12 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 		[2] = {K(LGDT), M_R(S_DT), .force64 = 1, ANYPP}, [3] = {K(LIDT), M_R(S_DT), .force64 = 1, ANYPP},
 		BOTH(4, K(SMSW), E_W(S_2), ANYPP), BOTH(6, K(LMSW), E_R(S_2), ANYPP),
 		[7] = {K(INVLPG), M_ADDR, ANYPP},
+		REGFORM(3) = {GROUP_BY(GRP_7_SVM, SEL_RM), ANYPP}, REGFORM(7) = {GROUP_BY(GRP_7_ANYPP, SEL_RM), ANYPP},
 	},
 	[GRP_7_VMX] = {REGFORM(1) = {K(VMCALL), U_}, REGFORM(2) = {K(UD), U_}, REGFORM(3) = {K(UD), U_}, REGFORM(4) = {K(UD), U_}},
-	[GRP_7_MON] = {REGFORM(0) = {K(MONITOR), U_}, REGFORM(1) = {K(MWAIT), U_}, REGFORM(2) = {K(CLAC), U_}, REGFORM(3) = {K(STAC), U_}},
+	[GRP_7_MON] = {
+		REGFORM(0) = {K(MONITOR), U_}, REGFORM(1) = {K(MWAIT), U_}, REGFORM(2) = {K(CLAC), U_}, REGFORM(3) = {K(STAC), U_},
+	},
 	[GRP_7_XCR] = {REGFORM(0) = {K(XGETBV), U_}, REGFORM(1) = {K(XSETBV), U_}, REGFORM(4) = {K(UD), U_}},
 	[GRP_7_SVM] = {
 		REGFORM(0) = {K(UD), U_}, REGFORM(1) = {K(VMMCALL), U_}, REGFORM(2) = {K(UD), U_}, REGFORM(3) = {K(UD), U_},
@@ -109,11 +112,12 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 	},
 	[GRP_7_PKRU] = {REGFORM(6) = {K(RDPKRU), U_}, REGFORM(7) = {K(WRPKRU), U_}},
 	[GRP_7_SWAPGS] = {REGFORM(0) = {K(SWAPGS), U_, .only64 = 1}, REGFORM(1) = {K(RDTSCP), U_}, REGFORM(4) = {K(CLZERO), U_}},
+	[GRP_7_ANYPP] = {REGFORM(0) = {K(SWAPGS), U_, .only64 = 1}, REGFORM(1) = {K(RDTSCP), U_}},
 	[GRP_8] = {
-		BOTH(4, NAT, E_R(S_V), I(U8), FW_BT, ANYPP),
-		BOTH(5, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT, ANYPP),
-		BOTH(6, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT, ANYPP),
-		BOTH(7, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT, ANYPP),
+		BOTH(4, NAT, E_R(S_V), I(U8), FW_BT),
+		BOTH(5, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT),
+		BOTH(6, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT),
+		BOTH(7, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT),
 	},
 	[GRP_9] = {
 		[1] = {NAT, M_RW(S_Y2), LOCKABLE, ALIGNED, FW(FL_ZF)}, /* CMPXCHG8B, CMPXCHG16B: only the latter aligned */
@@ -155,7 +159,7 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 		REGFORM(3) = {K(WRGSBASE), GU_R, .only64 = 1, .by_w = 1},
 	},
 	[GRP_P] = { /* AMD prefetches; with a register the host decides: #UD (AMD) or a no-op (Intel) */
-		[0 ... 7] = {K(NOP), M_ADDR, ANYPP}, [8 ... 15] = {NAT, U_, ANYPP},
+		[0 ... 7] = {K(NOP), M_ADDR}, [8 ... 15] = {NAT, U_},
 	},
 	[GRP_EXTRQ] = {REGFORM(0) = {NAT, U_, I(U8U8), SSE}},
 
