@@ -45,15 +45,21 @@ const struct error *machine_error(const struct machine *m)
 	return &m->error;
 }
 
-/* Every vCPU thread is parked here or is the caller. */
+/* Every other vCPU thread waits. The engine takes the lock itself where it needs it. */
 static void do_reset(struct machine *m)
 {
-	const struct board *b = m->cfg.board;
+	struct error err;
+	bool ok;
 
-	b->reset(m);
+	m->cfg.board->reset(m);
+	pthread_mutex_unlock(&m->lock);
 	m->engine->ops->reset(m->engine);
-	if (!b->load(m, &m->error))
+	ok = m->cfg.board->load(m, &err);
+	pthread_mutex_lock(&m->lock);
+	if (!ok) {
+		m->error = err;
 		machine_stop(m, STOP_ERROR, 0);
+	}
 	m->reset_pending = false;
 	m->parked = 0;
 	m->resets++;
@@ -168,6 +174,7 @@ static bool add_timers(struct machine *m, struct error *err)
 static bool build(struct machine *m, struct error *err)
 {
 	struct engine_config ec;
+	bool ok;
 
 	m->loop = loop_new(err);
 	if (!m->loop || !add_signals(m, err) || !add_timers(m, err))
@@ -190,13 +197,15 @@ static bool build(struct machine *m, struct error *err)
 	m->engine = m->cfg.engine->create(&ec, err);
 	if (!m->engine)
 		return false;
-	return m->cfg.board->build(m, err) && m->cfg.board->load(m, err);
+	pthread_mutex_lock(&m->lock);
+	ok = m->cfg.board->build(m, err);
+	pthread_mutex_unlock(&m->lock);
+	return ok && m->cfg.board->load(m, err);
 }
 
 struct machine *machine_new(const struct machine_config *cfg, struct error *err)
 {
 	struct machine *m = calloc(1, sizeof(*m));
-	bool ok;
 
 	if (!m) {
 		error_set(err, "out of memory");
@@ -208,14 +217,10 @@ struct machine *machine_new(const struct machine_config *cfg, struct error *err)
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->resume, NULL);
 	m->vcpus = calloc(cfg->ncpus, sizeof(*m->vcpus));
-	pthread_mutex_lock(&m->lock);
-	ok = m->vcpus ? build(m, err) : error_set(err, "out of memory");
-	pthread_mutex_unlock(&m->lock);
-	if (!ok) {
-		machine_free(m);
-		return NULL;
-	}
-	return m;
+	if (m->vcpus ? build(m, err) : error_set(err, "out of memory"))
+		return m;
+	machine_free(m);
+	return NULL;
 }
 
 void machine_free(struct machine *m)

@@ -43,9 +43,12 @@ struct machine_stop {
 
 struct board {
 	const char *name;
-	/* Make the devices on m->bus; on failure what was made is freed by `free`. */
+	/* Make the devices on m->bus; on failure what was made is freed by `free`. Lock held, as for reset and free. */
 	bool (*build)(struct machine *m, struct error *err);
-	/* Put kernel, initrd and tables into RAM and the boot vCPU at their entry. Once at start and after each reset. */
+	/*
+	 * Put kernel, initrd and tables into RAM and the boot vCPU at their entry. Once at start and after each reset, without
+	 * the lock; no vCPU runs.
+	 */
 	bool (*load)(struct machine *m, struct error *err);
 	void (*reset)(struct machine *m);
 	void (*free)(struct machine *m);

@@ -37,8 +37,8 @@ def guest_reset():
     return multiboot(out8(0xCF9, 6) + HANG)
 
 
-# mov esp, 0x200000; push 0; push 0; lidt [esp]; int3: an exception without an IDT
-TRIPLE_FAULT = b"\xbc\x00\x00\x20\x00\x6a\x00\x6a\x00\x0f\x01\x1c\x24\xcc"
+# mov esp, 0x200000; push 0; push 0; lidt [esp]; ud2: an exception without an IDT
+TRIPLE_FAULT = b"\xbc\x00\x00\x20\x00\x6a\x00\x6a\x00\x0f\x01\x1c\x24\x0f\x0b"
 
 
 def guest_reset_loop(count, counter=0x300000):
