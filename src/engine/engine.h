@@ -1,7 +1,8 @@
 /*
  * The contract of an engine: it runs vCPUs, and knows nothing of devices, disks or command lines.
  *
- * Threads: one host thread per vCPU calls engine_run for its vCPU only. get/set state only while that vCPU does not run.
+ * Threads: one host thread per vCPU calls engine_run for its vCPU only. get/set state only while that vCPU does not run,
+ * with the machine lock held where other threads exist.
  * engine_kick may be called by any thread and from a signal handler. The engine takes cfg.lock (the machine lock)
  * around every call into bus, irq chips and timers.
  */

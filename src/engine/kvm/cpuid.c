@@ -57,8 +57,10 @@ static uint32_t *reg_of(struct kvm_cpuid_entry2 *e, enum cpuid_reg reg)
 	return reg == CPUID_EAX ? &e->eax : reg == CPUID_EBX ? &e->ebx : reg == CPUID_ECX ? &e->ecx : &e->edx;
 }
 
-/* Leaf 0xd describes the XSAVE area: only components that KVM supports, with KVM's sizes; nothing when there is no
- * XSAVE. */
+/*
+ * Leaf 0xd describes the XSAVE area: only components that KVM supports, with KVM's sizes; nothing when there is no
+ * XSAVE.
+ */
 static void cut_xsave(struct cpuid_buf *b, struct cpuid_buf *supported)
 {
 	struct kvm_cpuid_entry2 *features = find(b, 1, 0), *top = find(b, 0xd, 0), *have = find(supported, 0xd, 0);

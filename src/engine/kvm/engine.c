@@ -74,8 +74,10 @@ static bool sink_msi(void *ctx, uint64_t addr, uint32_t data)
 	return ioctl(k->vm_fd, KVM_SIGNAL_MSI, &m) > 0;
 }
 
-/* GSI 0-15 to the 8259 pair and the IOAPIC, 16-23 to the IOAPIC; GSI 0 is IOAPIC pin 2, and the pair's own cascade no
- * line at all. */
+/*
+ * GSI 0-15 to the 8259 pair and the IOAPIC, 16-23 to the IOAPIC; GSI 0 is IOAPIC pin 2, and the pair's own cascade no
+ * line at all.
+ */
 static bool set_gsi_routing(struct kvm_engine *k, struct error *err)
 {
 	struct { /* struct kvm_irq_routing with room */

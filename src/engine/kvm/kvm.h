@@ -11,8 +11,10 @@
 #include "engine/engine.h"
 #include "irq/irqchip.h"
 
-/* Guest ring 0 must run this fast (instructions/s) for `auto` to take kvm. Hardware does some 10^9, an emulator some
- * 10^6. */
+/*
+ * Guest ring 0 must run this fast (instructions/s) for `auto` to take kvm. Hardware does some 10^9, an emulator some
+ * 10^6.
+ */
 #define KVM_MIN_RING0_IPS UINT64_C(200000000)
 
 struct kvm_probe {
@@ -36,8 +38,9 @@ void kvm_probe(struct kvm_probe *out, const char *path, unsigned ms, bool ring3)
 
 /*
  * Called in the vCPU's thread, without the machine lock, when KVM cannot emulate the instruction at s->rip. fn executes
- * at least that instruction on *s and returns true; false ends engine_run with EXIT_ERROR. Register before the first
- * run.
+ * at least that instruction on *s (delivering the exception itself when it faults) and returns true; false ends
+ * engine_run with EXIT_ERROR. The local APICs and interrupt chips are KVM's: an instruction that reaches their
+ * registers is to be refused. Register before the first run.
  */
 void kvm_engine_set_completer(struct engine *e, bool (*fn)(void *ctx, unsigned vcpu, struct cpu_state *s), void *ctx);
 

@@ -53,6 +53,9 @@ bool kvm_set_cpuid(struct kvm_engine *k, unsigned vcpu, struct error *err);
 /* state.c */
 void kvm_get_state(struct engine *e, unsigned vcpu, struct cpu_state *out);
 bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, struct error *err);
+/* Set what differs from `was`, the state that the vCPU is in; NULL: everything. */
+bool kvm_put_state(struct kvm_engine *k, unsigned vcpu, const struct cpu_state *in, const struct cpu_state *was,
+		   struct error *err);
 
 /* run.c */
 enum engine_exit kvm_run_vcpu(struct engine *e, unsigned vcpu);

@@ -105,18 +105,19 @@ static void pio(struct kvm_engine *k, struct kvm_run *r)
 static bool complete(struct kvm_engine *k, unsigned vcpu)
 {
 	struct kvm_vcpu *v = &k->vcpu[vcpu];
-	struct cpu_state s;
+	struct cpu_state was, s;
 	struct error err;
 
 	if (!k->complete)
 		return false;
-	kvm_get_state(&k->base, vcpu, &s);
+	kvm_get_state(&k->base, vcpu, &was);
+	s = was;
 	/* Where KVM_CAP_EXIT_ON_EMULATION_FAILURE is missing, KVM queued #UD before it came out. */
 	if (s.exc_pending && s.exc_vector == EXC_UD)
 		s.exc_pending = s.exc_vector = 0;
 	if (!k->complete(k->complete_ctx, vcpu, &s))
 		return false;
-	if (kvm_set_state(&k->base, vcpu, &s, &err))
+	if (kvm_put_state(k, vcpu, &s, &was, &err))
 		return true;
 	report(v, "kvm: the state after a completed instruction was refused: %s\n", err.msg);
 	return false;

@@ -373,48 +373,110 @@ void kvm_get_state(struct engine *e, unsigned vcpu, struct cpu_state *out)
 #define SET(v, req, arg, err)                                                                                          \
 	(ioctl((v)->fd, req, arg) == 0 || error_set(err, "%s of vCPU state failed: %s", #req, strerror(errno)))
 
-/* A KVM without VT-x or SVM may take paging modes that it cannot run, and drop CR0.PG without a word. */
-static bool set_sregs(const struct kvm_vcpu *v, const struct cpu_state *in, struct error *err)
+static bool set_regs(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was,
+		     struct error *err)
 {
-	struct kvm_sregs2 sregs = sregs_to_kvm(in), got;
+	struct kvm_regs regs = regs_to_kvm(in), old;
 
+	if (was) {
+		old = regs_to_kvm(was);
+		if (!memcmp(&regs, &old, sizeof(regs)))
+			return true;
+	}
+	return SET(v, KVM_SET_REGS, &regs, err);
+}
+
+/* A KVM without VT-x or SVM may take paging modes that it cannot run, and drop CR0.PG without a word. */
+static bool set_sregs(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was,
+		      struct error *err)
+{
+	struct kvm_sregs2 sregs = sregs_to_kvm(in), other;
+
+	if (was) {
+		other = sregs_to_kvm(was);
+		if (!memcmp(&sregs, &other, sizeof(sregs)))
+			return true;
+	}
 	if (!SET(v, KVM_SET_SREGS2, &sregs, err))
 		return false;
-	if (ioctl(v->fd, KVM_GET_SREGS2, &got) < 0 || got.cr0 != in->cr0 || got.cr3 != in->cr3 || got.cr4 != in->cr4 ||
-	    got.efer != in->efer)
+	if (ioctl(v->fd, KVM_GET_SREGS2, &other) < 0 || other.cr0 != in->cr0 || other.cr3 != in->cr3 ||
+	    other.cr4 != in->cr4 || other.efer != in->efer)
 		return error_set(err, "this KVM cannot run with cr0 %llx, cr3 %llx, cr4 %llx, efer %llx",
 				 (unsigned long long)in->cr0, (unsigned long long)in->cr3, (unsigned long long)in->cr4,
 				 (unsigned long long)in->efer);
 	return true;
 }
 
-/*
- * Order: segments and control registers before what is checked against them; registers before events, as KVM_SET_REGS
- * drops a pending exception; mp_state after SREGS, which may set it on vCPU 0.
- */
-bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, struct error *err)
+static bool set_extended(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was,
+			 struct error *err)
 {
-	struct kvm_engine *k = kvm_engine_of(e);
-	struct kvm_vcpu *v = &k->vcpu[vcpu];
-	struct kvm_regs regs = regs_to_kvm(in);
 	struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs[0] = {.xcr = 0, .value = in->xcr0}};
 	struct kvm_debugregs dr = {.dr6 = in->dr[6], .dr7 = in->dr[7]};
-	struct kvm_vcpu_events ev = events_to_kvm(in);
+
+	memcpy(dr.db, in->dr, sizeof(dr.db));
+	if ((!was || was->xcr0 != in->xcr0) && !SET(v, KVM_SET_XCRS, &xcrs, err))
+		return false;
+	if ((!was || memcmp(was->xsave, in->xsave, sizeof(in->xsave))) &&
+	    !SET(v, KVM_SET_XSAVE, (void *)(uintptr_t)in->xsave, err))
+		return false;
+	return (was && !memcmp(was->dr, in->dr, sizeof(in->dr))) || SET(v, KVM_SET_DEBUGREGS, &dr, err);
+}
+
+static void set_msrs(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was)
+{
+	struct msr_buf all, part = {0};
+
+	msr_buf_fill(&all, in);
+	for (unsigned i = 0; i < all.nmsrs; i++)
+		if (!was || memcmp((const char *)was + all.off[i], &all.e[i].data, 8))
+			part.e[part.nmsrs++] = all.e[i];
+	msr_transfer(v->fd, KVM_SET_MSRS, &part, NULL, msr_refused);
+}
+
+/* KVM_SET_REGS drops a pending exception. */
+static bool set_events(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was,
+		       struct error *err)
+{
+	struct kvm_vcpu_events ev = events_to_kvm(in), old;
+
+	if (was) {
+		old = events_to_kvm(was);
+		if (!in->exc_pending && !memcmp(&ev, &old, sizeof(ev)))
+			return true;
+		/* An NMI or SIPI may have come in the meantime. */
+		ev.flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_SIPI_VECTOR;
+		if (in->nmi_pending == was->nmi_pending)
+			ev.flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_NMI_PENDING;
+	}
+	return SET(v, KVM_SET_VCPU_EVENTS, &ev, err);
+}
+
+/*
+ * Order: segments and control registers before what is checked against them; registers before events; mp_state after
+ * SREGS, which may set it on vCPU 0.
+ */
+bool kvm_put_state(struct kvm_engine *k, unsigned vcpu, const struct cpu_state *in, const struct cpu_state *was,
+		   struct error *err)
+{
+	struct kvm_vcpu *v = &k->vcpu[vcpu];
 	struct kvm_mp_state mp = {.mp_state = run_state_to_kvm(in->run_state)};
-	struct msr_buf msrs;
 
 	if (in->version != CPU_STATE_VERSION)
 		return error_set(err, "vCPU state has version %u, not %u", in->version, CPU_STATE_VERSION);
-	memcpy(dr.db, in->dr, sizeof(dr.db));
-	if (!set_sregs(v, in, err) || !SET(v, KVM_SET_REGS, &regs, err) || !SET(v, KVM_SET_XCRS, &xcrs, err) ||
-	    !SET(v, KVM_SET_XSAVE, (void *)(uintptr_t)in->xsave, err) || !SET(v, KVM_SET_DEBUGREGS, &dr, err))
+	if (!set_sregs(v, in, was, err) || !set_regs(v, in, was, err) || !set_extended(v, in, was, err))
 		return false;
-	if (!set_tsc(k, v, in, err))
+	if ((!was || was->tsc_offset != in->tsc_offset) && !set_tsc(k, v, in, err))
 		return false;
-	msr_buf_fill(&msrs, in);
-	msr_transfer(v->fd, KVM_SET_MSRS, &msrs, NULL, msr_refused);
+	set_msrs(v, in, was);
 	v->tsc_deadline = in->tsc_deadline;
-	return SET(v, KVM_SET_MP_STATE, &mp, err) && SET(v, KVM_SET_VCPU_EVENTS, &ev, err);
+	if ((!was || was->run_state != in->run_state) && !SET(v, KVM_SET_MP_STATE, &mp, err))
+		return false;
+	return set_events(v, in, was, err);
+}
+
+bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, struct error *err)
+{
+	return kvm_put_state(kvm_engine_of(e), vcpu, in, NULL, err);
 }
 
 /* struct irqchip_state holds the chips as the kernel has them. */

@@ -233,9 +233,7 @@ static bool soft_set_state(struct engine *eng, unsigned vcpu, const struct cpu_s
 	sv->v.fatal = NULL;
 	mmu_flush_all(&sv->v);
 	mmu_context_changed(&sv->v);
-	pthread_mutex_lock(e->cfg.lock);
 	lapic_base_write(e->irqchip, vcpu, in->apic_base);
-	pthread_mutex_unlock(e->cfg.lock);
 	return true;
 }
 
