@@ -72,12 +72,15 @@ static void print_table(const struct report *r)
 	printf("  %-22s %s\n", "usable", r->kvm.usable ? "yes" : "no");
 
 	printf("\nsoft engine\n");
-	for (size_t i = 0; i < DOCTOR_CHECKS; i++)
-		printf("  %-22s %-32s %s%s\n", doctor_checks[i].name, r->soft[i].value,
-		       r->soft[i].ok		 ? ""
-		       : doctor_checks[i].needed ? "MISSING: "
-						 : "would help: ",
-		       r->soft[i].ok ? "" : doctor_checks[i].why);
+	for (size_t i = 0; i < DOCTOR_CHECKS; i++) {
+		const struct check *c = &doctor_checks[i];
+		const char *note = r->soft[i].ok ? NULL : c->needed ? "MISSING" : "would help";
+
+		printf("  %-22s %s", c->name, r->soft[i].value);
+		if (note)
+			printf(" (%s: %s)", note, c->why);
+		putchar('\n');
+	}
 	printf("  %-22s %s\n", "usable", r->soft_usable ? "yes" : "no");
 
 	if (r->chosen)
