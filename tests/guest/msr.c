@@ -31,9 +31,9 @@ static void address_msr(u32 m, const char *name)
 {
 	u64 old = rdmsr(m);
 
-	wr(m, 0x7fff12345678abcd);
+	wr(m, 0x7f1234567abc);
 	check_trap(NO_TRAP, -1, "%s: canonical", name);
-	check_eq(rdmsr(m), 0x7fff12345678abcd, "%s: reads back", name);
+	check_eq(rdmsr(m), 0x7f1234567abc, "%s: reads back", name);
 	wr(m, 0xffff800000000000);
 	check_trap(NO_TRAP, -1, "%s: canonical, upper half", name);
 	wr(m, NONCANON);
