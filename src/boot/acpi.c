@@ -77,10 +77,7 @@ static gpa_t finish(struct builder *b)
 	return place(b, b->len);
 }
 
-static void finish_listed(struct builder *b)
-{
-	b->xsdt[b->count++] = finish(b);
-}
+static void finish_listed(struct builder *b) { b->xsdt[b->count++] = finish(b); }
 
 /* 5.2.3.2: generic address. Access size 1 byte, 2: word, 3: dword. */
 static void put_gas(uint8_t *p, uint8_t bits, uint8_t access, uint64_t port)
@@ -106,7 +103,11 @@ static gpa_t build_facs(struct builder *b)
 static void build_fadt(struct builder *b, gpa_t facs, gpa_t dsdt)
 {
 	enum {
-		WBINVD = 1 << 0, PROC_C1 = 1 << 2, NO_SLP_BUTTON = 1 << 5, NO_FIX_RTC = 1 << 6, TMR_VAL_EXT = 1 << 8,
+		WBINVD = 1 << 0,
+		PROC_C1 = 1 << 2,
+		NO_SLP_BUTTON = 1 << 5,
+		NO_FIX_RTC = 1 << 6,
+		TMR_VAL_EXT = 1 << 8,
 		RESET_REG_SUP = 1 << 10,
 	};
 	enum { LEGACY_DEVICES = 1 << 0, NO_VGA = 1 << 2, NO_ASPM = 1 << 4, NO_RTC = 1 << 5 };
@@ -126,10 +127,11 @@ static void build_fadt(struct builder *b, gpa_t facs, gpa_t dsdt)
 	t[89] = 2; /* PM1_CNT_LEN */
 	t[91] = c->pm_tmr ? 4 : 0;
 	t[92] = c->gpe0_len;
-	put_le16(t + 96, 0x65);  /* over 100 us: no C2 */
+	put_le16(t + 96, 0x65);	 /* over 100 us: no C2 */
 	put_le16(t + 98, 0x3e9); /* over 1000 us: no C3 */
 	t[108] = c->rtc ? c->rtc_century : 0;
-	put_le16(t + 109, (uint16_t)((c->uart[0].port ? LEGACY_DEVICES : 0) | NO_VGA | NO_ASPM | (c->rtc ? 0 : NO_RTC)));
+	put_le16(t + 109,
+		 (uint16_t)((c->uart[0].port ? LEGACY_DEVICES : 0) | NO_VGA | NO_ASPM | (c->rtc ? 0 : NO_RTC)));
 	put_le32(t + 112, WBINVD | PROC_C1 | NO_SLP_BUTTON | NO_FIX_RTC | (c->pm_tmr_32bit ? TMR_VAL_EXT : 0) |
 				  (c->reset_port ? RESET_REG_SUP : 0));
 	put_gas(t + 116, 8, 1, c->reset_port);
@@ -352,7 +354,8 @@ static void write_rsdp(struct builder *b, gpa_t at, gpa_t xsdt)
 	b->full |= !ram_write(b->ram, at, t, RSDP_LEN);
 }
 
-bool acpi_build(struct ram *ram, const struct acpi_config *cfg, gpa_t base, uint64_t size, gpa_t *rsdp, struct error *err)
+bool acpi_build(struct ram *ram, const struct acpi_config *cfg, gpa_t base, uint64_t size, gpa_t *rsdp,
+		struct error *err)
 {
 	struct builder b = {.ram = ram, .cfg = cfg, .next = base + RSDP_LEN, .end = base + size};
 	gpa_t facs, dsdt;

@@ -46,7 +46,11 @@ struct acpi_config {
 	struct acpi_uart uart[ACPI_UARTS];
 };
 
-/* Write the tables to [base, base + size) (which lies below 1 MiB, where the RSDP is looked for, 16-byte aligned) and say where the RSDP is. */
-bool acpi_build(struct ram *ram, const struct acpi_config *cfg, gpa_t base, uint64_t size, gpa_t *rsdp, struct error *err);
+/*
+ * Write the tables to [base, base + size) and say where the RSDP is. base: a multiple of 16 from 0xe0000 to 1 MiB, for
+ * systems that look for the RSDP by themselves.
+ */
+bool acpi_build(struct ram *ram, const struct acpi_config *cfg, gpa_t base, uint64_t size, gpa_t *rsdp,
+		struct error *err);
 
 #endif

@@ -19,10 +19,7 @@ enum {
 	AML_OP_EXT_DEVICE = 0x82,
 };
 
-void aml_init(struct aml *a, void *buf, size_t size)
-{
-	*a = (struct aml){.buf = buf, .size = size};
-}
+void aml_init(struct aml *a, void *buf, size_t size) { *a = (struct aml){.buf = buf, .size = size}; }
 
 static void put(struct aml *a, const void *data, size_t len)
 {
@@ -34,20 +31,14 @@ static void put(struct aml *a, const void *data, size_t len)
 	a->len += len;
 }
 
-static void put8(struct aml *a, uint8_t v)
-{
-	put(a, &v, 1);
-}
+static void put8(struct aml *a, uint8_t v) { put(a, &v, 1); }
 
-static void put_path(struct aml *a, const char *path)
-{
-	put(a, path, strlen(path));
-}
+static void put_path(struct aml *a, const char *path) { put(a, path, strlen(path)); }
 
 /* PkgLength counts itself: 1 byte up to 63, else a lead byte with the low 4 bits and the count of those that follow. */
 static size_t pkg_length(uint8_t out[4], size_t content)
 {
-	size_t bytes = content + 1 < 0x40 ? 1 : content + 2 < 0x1000 ? 2 : content + 3 < 0x100000 ? 3 : 4, v = content + bytes;
+	size_t bytes = content + 1 < 0x40 ? 1 : content + 2 < 0x1000 ? 2 : 3, v = content + bytes;
 
 	if (bytes == 1) {
 		out[0] = (uint8_t)v;
@@ -117,7 +108,10 @@ void aml_int(struct aml *a, uint64_t v)
 		put8(a, v ? AML_OP_ONE : AML_OP_ZERO);
 		return;
 	}
-	put8(a, v <= UINT8_MAX ? AML_OP_BYTE : v <= UINT16_MAX ? AML_OP_WORD : v <= UINT32_MAX ? AML_OP_DWORD : AML_OP_QWORD);
+	put8(a, v <= UINT8_MAX	  ? AML_OP_BYTE
+		: v <= UINT16_MAX ? AML_OP_WORD
+		: v <= UINT32_MAX ? AML_OP_DWORD
+				  : AML_OP_QWORD);
 	put(a, &v, v <= UINT8_MAX ? 1 : v <= UINT16_MAX ? 2 : v <= UINT32_MAX ? 4 : 8);
 }
 
@@ -127,10 +121,7 @@ void aml_string(struct aml *a, const char *s)
 	put(a, s, strlen(s) + 1);
 }
 
-static uint32_t hex(char c)
-{
-	return (uint32_t)(c <= '9' ? c - '0' : c - 'A' + 10);
-}
+static uint32_t hex(char c) { return (uint32_t)(c <= '9' ? c - '0' : c - 'A' + 10); }
 
 /* Three letters of 5 bits and four hex digits, big endian (ACPI 6.5, 19.3.4, EISAID). */
 void aml_eisaid(struct aml *a, const char *id)
@@ -185,7 +176,8 @@ void aml_res_irq(struct aml_res *r, uint8_t irq)
 /* Word, DWord and QWord address space descriptors (large items 8, 7 and 10): five numbers after a 6-byte head. */
 void aml_res_window(struct aml_res *r, enum aml_space space, unsigned bits, bool produced, uint64_t base, uint64_t size)
 {
-	static const uint8_t type_flags[] = {[AML_MEMORY] = 0x01 /* read-write, not cacheable */, [AML_IO] = 0x03 /* all */, [AML_BUS] = 0};
+	static const uint8_t type_flags[] = {
+		[AML_MEMORY] = 0x01 /* read-write, not cacheable */, [AML_IO] = 0x03 /* all */, [AML_BUS] = 0};
 	unsigned bytes = bits / 8;
 	const uint64_t v[5] = {0 /* granularity */, base, base + size - 1, 0 /* translation */, size};
 	uint8_t *d = res_add(r, 6 + 5 * bytes);

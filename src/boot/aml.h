@@ -1,6 +1,6 @@
 /*
- * Writes ACPI Machine Language (ACPI 6.5, 20.2) into a buffer. What does not fit is dropped and `full` set: check at the end.
- * Names are given as paths of 4-character segments ("_SB_"); aml_end closes the innermost open object.
+ * Writes ACPI Machine Language (ACPI 6.5, 20.2) into a buffer. What does not fit is dropped and `full` set: check at
+ * the end. The buffer is below 1 MiB. Names are given as paths of 4-character segments ("_SB_"); aml_end closes the innermost open object.
  */
 #ifndef BOOT_AML_H
 #define BOOT_AML_H
@@ -42,7 +42,8 @@ enum aml_space { AML_MEMORY = 0, AML_IO = 1, AML_BUS = 2 };
 void aml_res_io(struct aml_res *r, uint16_t base, uint8_t len);
 void aml_res_irq(struct aml_res *r, uint8_t irq); /* edge, active high; irq 0-15 */
 /* Address space descriptor of 16, 32 or 64 bits; produced by a bridge, or consumed by the device itself. */
-void aml_res_window(struct aml_res *r, enum aml_space space, unsigned bits, bool produced, uint64_t base, uint64_t size);
+void aml_res_window(struct aml_res *r, enum aml_space space, unsigned bits, bool produced, uint64_t base,
+		    uint64_t size);
 void aml_resources(struct aml *a, struct aml_res *r);
 
 #endif

@@ -136,7 +136,7 @@ static bool refuse_unknown(const struct boot *b, struct error *err)
 	} known[] = {
 		{0, 2, "\x1f\x8b", "compressed with gzip", "unpack it first: zcat FILE >kernel"},
 		{0, 4, "\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first: zstd -dc FILE >kernel"},
-		{0, 6, "\xfd" "7zXZ\0", "compressed with xz", "unpack it first: xzcat FILE >kernel"},
+		{1, 5, "7zXZ\0", "compressed with xz", "unpack it first: xzcat FILE >kernel"},
 		{0, 3, "BZh", "compressed with bzip2", "unpack it first: bzcat FILE >kernel"},
 		{0, 4, "\x02\x21\x4c\x18", "compressed with lz4", "unpack it first: lz4 -dc FILE >kernel"},
 		{0, 4, "\x04\x22\x4d\x18", "compressed with lz4", "unpack it first: lz4 -dc FILE >kernel"},
@@ -185,7 +185,8 @@ struct files {
 	char *path[BOOT_MODULES_MAX]; /* cut from "FILE=string" */
 };
 
-static bool read_module(struct files *f, struct boot_module *m, unsigned i, const struct boot_params *p, struct error *err)
+static bool read_module(struct files *f, struct boot_module *m, unsigned i, const struct boot_params *p,
+			struct error *err)
 {
 	const char *equals = strchr(p->modules[i], '=');
 

@@ -14,17 +14,17 @@
 
 struct boot_params {
 	struct ram *ram;
-	const char *kernel;         /* path */
-	const char *initrd;         /* path, or NULL; Multiboot: the first module */
-	const char *cmdline;        /* NULL: empty */
+	const char *kernel;	    /* path */
+	const char *initrd;	    /* path, or NULL; Multiboot: the first module */
+	const char *cmdline;	    /* NULL: empty */
 	const char *const *modules; /* "FILE" or "FILE=string"; Multiboot and PVH only */
 	unsigned nmodules;
-	gpa_t rsdp; /* 0: no ACPI */
+	gpa_t rsdp;			/* 0: no ACPI */
 	const struct e820_entry *extra; /* what the board adds to the memory map, see e820_build */
 	unsigned nextra;
 };
 
-/* Reads the files (blocks), writes p->ram. bsp: cpu_state_reset was called on it; general state is set on top of that. */
+/* Reads the files (blocks), writes p->ram. bsp: as cpu_state_reset leaves it; the entry state is set on top of that. */
 bool boot_load(const struct boot_params *p, struct cpu_state *bsp, struct error *err);
 
 #define BOOT_MODULES_MAX 32

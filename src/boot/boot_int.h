@@ -6,7 +6,7 @@
 
 #include "boot/boot.h"
 
-#define BOOT_LOW_START 0x1000     /* page 0 stays the guest's */
+#define BOOT_LOW_START 0x1000 /* page 0 stays the guest's */
 #define BOOT_LOW_END E820_EBDA
 #define BOOT_HIGH_START E820_ROM_END
 #define BOOT_TAKEN_MAX 128

@@ -29,8 +29,8 @@ struct e820_map {
 #define E820_ROM_END 0x100000
 
 /*
- * RAM as it is, less the holes below 1 MiB, then `extra` in turn, a later range over an earlier one (ECAM, framebuffer...).
- * False when there are too many ranges or one wraps around.
+ * RAM as it is, less the holes below 1 MiB, then `extra` in turn, a later range over an earlier one (ECAM,
+ * framebuffer...). False when there are too many ranges or one wraps around.
  */
 bool e820_build(struct e820_map *m, const struct ram *ram, const struct e820_entry *extra, unsigned nextra,
 		struct error *err);

@@ -15,10 +15,7 @@
 #define PHDR64 56
 #define SEGMENTS_MAX 512
 
-bool elf_probe(const struct boot_blob *k)
-{
-	return k->size >= EHDR32 && !memcmp(k->data, "\177ELF", 4);
-}
+bool elf_probe(const struct boot_blob *k) { return k->size >= EHDR32 && !memcmp(k->data, "\177ELF", 4); }
 
 bool elf_open(const struct boot *b, struct elf *e, struct error *err)
 {
@@ -27,7 +24,8 @@ bool elf_open(const struct boot *b, struct elf *e, struct error *err)
 
 	*e = (struct elf){.file = b->kernel, .is64 = d[4] == 2};
 	if (d[5] != 1 || (d[4] != 1 && d[4] != 2) || (machine != EM_386 && machine != EM_X86_64))
-		return boot_refuse(b, err, "take one that was built for x86-64 or i386", "an ELF file for another machine");
+		return boot_refuse(b, err, "take one that was built for x86-64 or i386",
+				   "an ELF file for another machine");
 	if (type != ET_EXEC && type != ET_DYN)
 		return boot_refuse(b, err, "link it first", "an ELF file that is no executable");
 	if (e->is64 && b->kernel->size < EHDR64)
@@ -48,12 +46,22 @@ struct elf_segment elf_segment(const struct elf *e, unsigned i)
 
 	if (e->is64)
 		return (struct elf_segment){
-			.type = get_le32(p), .offset = get_le64(p + 8), .vaddr = get_le64(p + 16), .paddr = get_le64(p + 24),
-			.filesz = get_le64(p + 32), .memsz = get_le64(p + 40), .align = get_le64(p + 48),
+			.type = get_le32(p),
+			.offset = get_le64(p + 8),
+			.vaddr = get_le64(p + 16),
+			.paddr = get_le64(p + 24),
+			.filesz = get_le64(p + 32),
+			.memsz = get_le64(p + 40),
+			.align = get_le64(p + 48),
 		};
 	return (struct elf_segment){
-		.type = get_le32(p), .offset = get_le32(p + 4), .vaddr = get_le32(p + 8), .paddr = get_le32(p + 12),
-		.filesz = get_le32(p + 16), .memsz = get_le32(p + 20), .align = get_le32(p + 28),
+		.type = get_le32(p),
+		.offset = get_le32(p + 4),
+		.vaddr = get_le32(p + 8),
+		.paddr = get_le32(p + 12),
+		.filesz = get_le32(p + 16),
+		.memsz = get_le32(p + 20),
+		.align = get_le32(p + 28),
 	};
 }
 

@@ -60,7 +60,8 @@ static bool make_page_tables(struct boot *b, gpa_t *cr3, struct error *err)
 	gpa_t base, pd;
 
 	if (!boot_place(b, BOOT_LOW_START, BOOT_LOW_END, (2 + PD_COUNT) * PAGE_SIZE, PAGE_SIZE, &base))
-		return boot_refuse(b, err, "give the guest more memory with -m", "no room for page tables below 640 KiB");
+		return boot_refuse(b, err, "give the guest more memory with -m",
+				   "no room for page tables below 640 KiB");
 	pd = base + 2 * PAGE_SIZE;
 	ram_write(ram, base, zero, PAGE_SIZE);
 	ram_write(ram, base + PAGE_SIZE, zero, PAGE_SIZE);

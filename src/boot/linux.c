@@ -33,7 +33,7 @@ enum {
 /* More of the zero page. */
 enum { ZP_ACPI_RSDP = 0x070, ZP_E820_ENTRIES = 0x1e8, ZP_E820 = 0x2d0, ZP_E820_SIZE = 20, ZP_SIZE = 4096 };
 
-#define MAGIC 0x53726448 /* "HdrS" */
+#define MAGIC 0x53726448  /* "HdrS" */
 #define VERSION_64 0x020c /* the first with xloadflags */
 #define LOADED_HIGH BIT(0)
 #define XLF_KERNEL_64 BIT(0)
@@ -51,7 +51,8 @@ struct header {
 
 bool linux_probe(const struct boot_blob *k)
 {
-	return k->size >= HDR_MAGIC + 4 && get_le16(k->data + HDR_BOOT_FLAG) == 0xaa55 && get_le32(k->data + HDR_MAGIC) == MAGIC;
+	return k->size >= HDR_MAGIC + 4 && get_le16(k->data + HDR_BOOT_FLAG) == 0xaa55 &&
+	       get_le32(k->data + HDR_MAGIC) == MAGIC;
 }
 
 static bool parse(const struct boot *b, struct header *h, struct error *err)
@@ -63,7 +64,8 @@ static bool parse(const struct boot *b, struct header *h, struct error *err)
 	if (k->size < HDR_END)
 		return boot_refuse(b, err, "was it copied completely?", "the file ends inside its header");
 	version = get_le16(d + HDR_VERSION);
-	if (version < VERSION_64 || !(get_le16(d + HDR_XLOADFLAGS) & XLF_KERNEL_64) || !(d[HDR_LOADFLAGS] & LOADED_HIGH))
+	if (version < VERSION_64 || !(get_le16(d + HDR_XLOADFLAGS) & XLF_KERNEL_64) ||
+	    !(d[HDR_LOADFLAGS] & LOADED_HIGH))
 		return boot_refuse(b, err, "take a 64-bit kernel, version 3.8 or later",
 				   "it has no 64-bit entry (boot protocol %u.%02u)", version >> 8, version & 0xff);
 	*h = (struct header){

@@ -65,15 +65,18 @@ static bool load_kludge(struct boot *b, uint64_t at, uint64_t *entry, gpa_t *end
 	bss_end = get_le32(h + 24);
 	*entry = get_le32(h + 28);
 	if (load > header || header - load > at)
-		return boot_refuse(b, err, "is its linker script right?", "its Multiboot addresses contradict each other");
+		return boot_refuse(b, err, "is its linker script right?",
+				   "its Multiboot addresses contradict each other");
 	offset = at - (header - load);
 	filesz = load_end ? load_end - load : b->kernel->size - offset;
 	*end = max_u64(load + filesz, bss_end);
 	if ((load_end && load_end < load) || !range_ok(offset, filesz, b->kernel->size))
-		return boot_refuse(b, err, "was it copied completely?", "its Multiboot addresses reach beyond the file");
+		return boot_refuse(b, err, "was it copied completely?",
+				   "its Multiboot addresses reach beyond the file");
 	if (!filesz || *end > 4 * GIB || !boot_claim(b, load, *end - load))
 		return boot_refuse(b, err, "give the guest more memory with -m, or link the kernel for another address",
-				   "0x%llx to 0x%llx is not free memory", (unsigned long long)load, (unsigned long long)*end);
+				   "0x%llx to 0x%llx is not free memory", (unsigned long long)load,
+				   (unsigned long long)*end);
 	ram_write(b->p->ram, load, b->kernel->data + offset, filesz);
 	ram_zero(b->p->ram, load + filesz, *end - (load + filesz));
 	return true;
@@ -121,7 +124,8 @@ static bool put_modules(struct boot *b, gpa_t from, struct info *info, struct er
 	if (!boot_place_modules(b, from, placed, &n, err))
 		return false;
 	for (unsigned i = 0; i < n; i++)
-		list[i] = (struct module){(uint32_t)placed[i].base, (uint32_t)placed[i].end, (uint32_t)placed[i].string, 0};
+		list[i] = (struct module){(uint32_t)placed[i].base, (uint32_t)placed[i].end, (uint32_t)placed[i].string,
+					  0};
 	if (n && !boot_put_low(b, list, n * sizeof(list[0]), &at, err))
 		return false;
 	info->mods_count = n;
@@ -169,7 +173,8 @@ bool multiboot_load(struct boot *b, struct error *err)
 	gpa_t end, info;
 
 	find_header(b->kernel, &at);
-	if (!load_kernel(b, at, &entry, &end, err) || !put_info(b, end, &info, err) || !boot_enter_flat32(b, entry, err))
+	if (!load_kernel(b, at, &entry, &end, err) || !put_info(b, end, &info, err) ||
+	    !boot_enter_flat32(b, entry, err))
 		return false;
 	b->cpu->gpr[R_AX] = LOADER_MAGIC;
 	b->cpu->gpr[R_BX] = info;

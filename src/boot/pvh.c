@@ -35,7 +35,8 @@ static bool find_entry(const uint8_t *p, uint64_t size, uint64_t align, uint32_t
 
 		if (!range_ok(name, namesz, size) || !range_ok(desc, descsz, size))
 			return false;
-		if (get_le32(p + at + 8) == NOTE_PHYS32_ENTRY && namesz == 4 && !memcmp(p + name, "Xen", 4) && descsz >= 4) {
+		if (get_le32(p + at + 8) == NOTE_PHYS32_ENTRY && namesz == 4 && !memcmp(p + name, "Xen", 4) &&
+		    descsz >= 4) {
 			*entry = get_le32(p + desc);
 			return true;
 		}

@@ -5,7 +5,10 @@
 
 #include "cpu/cpuid_int.h"
 
-#define SIGNATURE_KVM {0x4b4d564b, 0x564b4d56, 0x0000004d} /* "KVMKVMKVM\0\0\0" */
+#define SIGNATURE_KVM                                                                                                  \
+	{                                                                                                              \
+		0x4b4d564b, 0x564b4d56, 0x0000004d                                                                     \
+	} /* "KVMKVMKVM\0\0\0" */
 #define HV_BASE 0x40000000
 #define HV_FEATURES 0x40000001
 #define HV_TIMING 0x40000010
@@ -29,7 +32,7 @@ struct build {
 	struct cpuid_policy *p;
 	const struct cpuid_host *host;
 	enum cpuid_vendor vendor;
-	uint64_t xcr0;  /* components that the host can hold */
+	uint64_t xcr0;	/* components that the host can hold */
 	unsigned width; /* bits of an APIC id */
 };
 
@@ -119,8 +122,8 @@ static uint32_t signature(const struct build *b)
 }
 
 /*
- * Deterministic cache parameters, leaf 4 and 0x8000001d: EAX 4-0 type, 7-5 level, 25-14 the CPUs that share it less one,
- * 31-26 (Intel) the cores of the package less one. The first two levels belong to a core, the third to all.
+ * Deterministic cache parameters, leaf 4 and 0x8000001d: EAX 4-0 type, 7-5 level, 25-14 the CPUs that share it less
+ * one, 31-26 (Intel) the cores of the package less one. The first two levels belong to a core, the third to all.
  */
 static void add_caches(struct build *b, uint32_t leaf)
 {
@@ -168,7 +171,8 @@ static void add_xsave(struct build *b)
 	struct cpuid_policy *p = b->p;
 	struct cpuid_entry *sub0 = &p->e[p->count];
 
-	add_sub(b, 0xd, 0, (struct cpuid_regs){.eax = (uint32_t)p->xcr0_allowed, .edx = (uint32_t)(p->xcr0_allowed >> 32)});
+	add_sub(b, 0xd, 0,
+		(struct cpuid_regs){.eax = (uint32_t)p->xcr0_allowed, .edx = (uint32_t)(p->xcr0_allowed >> 32)});
 	add_sub(b, 0xd, 1, (struct cpuid_regs){.eax = features(b, 0xd, 1, CPUID_EAX)});
 	for (unsigned i = 2; i < 63; i++)
 		if (p->xcr0_allowed & BIT(i))
@@ -184,12 +188,13 @@ static void add_basic(struct build *b)
 
 	vendor.eax = intel ? BASIC_MAX_INTEL : BASIC_MAX_AMD;
 	add(b, 0, vendor);
-	add(b, 1, (struct cpuid_regs){
-		.eax = signature(b),
-		.ebx = 8 << 8 /* CLFLUSH: 64 bytes */ | p->ncpus << 16,
-		.ecx = features(b, 1, 0, CPUID_ECX),
-		.edx = features(b, 1, 0, CPUID_EDX) | (p->ncpus > 1 ? UINT32_C(1) << 28 : 0), /* HTT */
-	});
+	add(b, 1,
+	    (struct cpuid_regs){
+		    .eax = signature(b),
+		    .ebx = 8 << 8 /* CLFLUSH: 64 bytes */ | p->ncpus << 16,
+		    .ecx = features(b, 1, 0, CPUID_ECX),
+		    .edx = features(b, 1, 0, CPUID_EDX) | (p->ncpus > 1 ? UINT32_C(1) << 28 : 0), /* HTT */
+	    });
 	xsave = cpuid_has(p, 1, 0, CPUID_ECX, 26);
 	p->xcr0_allowed = xsave ? b->xcr0 : XCR0_X87 | XCR0_SSE;
 	if (!cpuid_has(p, 1, 0, CPUID_ECX, 28))
@@ -201,24 +206,27 @@ static void add_basic(struct build *b)
 		add_caches(b, 4);
 	}
 	add(b, 6, (struct cpuid_regs){.eax = features(b, 6, 0, CPUID_EAX)});
-	add_sub(b, 7, 0, (struct cpuid_regs){
-		.eax = sub1.eax ? 1 : 0,
-		.ebx = features(b, 7, 0, CPUID_EBX),
-		.ecx = features(b, 7, 0, CPUID_ECX),
-		.edx = features(b, 7, 0, CPUID_EDX),
-	});
+	add_sub(b, 7, 0,
+		(struct cpuid_regs){
+			.eax = sub1.eax ? 1 : 0,
+			.ebx = features(b, 7, 0, CPUID_EBX),
+			.ecx = features(b, 7, 0, CPUID_ECX),
+			.edx = features(b, 7, 0, CPUID_EDX),
+		});
 	add_sub(b, 7, 1, sub1);
 	add_topology(b);
 	if (xsave)
 		add_xsave(b);
 	/* TSC = crystal (which is also the LAPIC timer's clock) * EBX / EAX. */
 	if (intel) {
-		add(b, 0x15, (struct cpuid_regs){.eax = APIC_BUS_KHZ, .ebx = p->tsc_khz, .ecx = APIC_BUS_KHZ * UINT32_C(1000)});
+		add(b, 0x15,
+		    (struct cpuid_regs){.eax = APIC_BUS_KHZ, .ebx = p->tsc_khz, .ecx = APIC_BUS_KHZ * UINT32_C(1000)});
 		add(b, 0x16, (struct cpuid_regs){.eax = p->tsc_khz / 1000, .ebx = p->tsc_khz / 1000, .ecx = 100});
 	}
 }
 
-/* KVM's paravirtual leaves: kvm-clock (old and new MSRs, stable), no I/O delay; nothing that needs asynchronous help. */
+/* KVM's paravirtual leaves: kvm-clock (old and new MSRs, stable), no I/O delay; nothing that needs asynchronous help.
+ */
 static void add_hypervisor(struct build *b)
 {
 	const uint32_t sig[3] = SIGNATURE_KVM;
@@ -260,22 +268,24 @@ static void add_extended(struct build *b)
 		ecx |= p->ncpus > 1 ? BIT(1) : 0; /* CmpLegacy */
 		edx |= features(b, 1, 0, CPUID_EDX) & AMD_REPEATS;
 	}
-	add(b, 0x80000001, (struct cpuid_regs){
-		.eax = amd ? signature(b) : 0,
-		.ebx = amd && is_max(b) ? host_leaf(b, 0x80000001, 0).ebx : 0,
-		.ecx = ecx,
-		.edx = edx,
-	});
+	add(b, 0x80000001,
+	    (struct cpuid_regs){
+		    .eax = amd ? signature(b) : 0,
+		    .ebx = amd && is_max(b) ? host_leaf(b, 0x80000001, 0).ebx : 0,
+		    .ecx = ecx,
+		    .edx = edx,
+	    });
 	add_brand(b);
 	add(b, 0x80000005, host_leaf(b, 0x80000005, 0));
 	add(b, 0x80000006, host_leaf(b, 0x80000006, 0));
 	add(b, 0x80000007, (struct cpuid_regs){.edx = features(b, 0x80000007, 0, CPUID_EDX)});
 	p->phys_bits = host_phys_bits(b);
-	add(b, 0x80000008, (struct cpuid_regs){
-		.eax = p->phys_bits | LINEAR_BITS << 8,
-		.ebx = features(b, 0x80000008, 0, CPUID_EBX),
-		.ecx = amd ? (p->ncpus - 1) | b->width << 12 : 0,
-	});
+	add(b, 0x80000008,
+	    (struct cpuid_regs){
+		    .eax = p->phys_bits | LINEAR_BITS << 8,
+		    .ebx = features(b, 0x80000008, 0, CPUID_EBX),
+		    .ecx = amd ? (p->ncpus - 1) | b->width << 12 : 0,
+	    });
 	if (!amd || !is_max(b))
 		return;
 	add(b, 0x80000019, host_leaf(b, 0x80000019, 0)); /* TLB of 1 GiB pages */
@@ -296,20 +306,11 @@ static void derive(struct cpuid_policy *p)
 		enum cpuid_reg reg;
 		unsigned bit;
 	} needs[] = {
-		{CR4_TSD, 1, CPUID_EDX, 4},
-		{CR4_DE, 1, CPUID_EDX, 2},
-		{CR4_PSE, 1, CPUID_EDX, 3},
-		{CR4_PAE, 1, CPUID_EDX, 6},
-		{CR4_MCE, 1, CPUID_EDX, 7},
-		{CR4_PGE, 1, CPUID_EDX, 13},
-		{CR4_OSFXSR, 1, CPUID_EDX, 24},
-		{CR4_OSXMMEXCPT, 1, CPUID_EDX, 25},
-		{CR4_PCIDE, 1, CPUID_ECX, 17},
-		{CR4_OSXSAVE, 1, CPUID_ECX, 26},
-		{CR4_FSGSBASE, 7, CPUID_EBX, 0},
-		{CR4_SMEP, 7, CPUID_EBX, 7},
-		{CR4_SMAP, 7, CPUID_EBX, 20},
-		{CR4_UMIP, 7, CPUID_ECX, 2},
+		{CR4_TSD, 1, CPUID_EDX, 4},	 {CR4_DE, 1, CPUID_EDX, 2},	     {CR4_PSE, 1, CPUID_EDX, 3},
+		{CR4_PAE, 1, CPUID_EDX, 6},	 {CR4_MCE, 1, CPUID_EDX, 7},	     {CR4_PGE, 1, CPUID_EDX, 13},
+		{CR4_OSFXSR, 1, CPUID_EDX, 24},	 {CR4_OSXMMEXCPT, 1, CPUID_EDX, 25}, {CR4_PCIDE, 1, CPUID_ECX, 17},
+		{CR4_OSXSAVE, 1, CPUID_ECX, 26}, {CR4_FSGSBASE, 7, CPUID_EBX, 0},    {CR4_SMEP, 7, CPUID_EBX, 7},
+		{CR4_SMAP, 7, CPUID_EBX, 20},	 {CR4_UMIP, 7, CPUID_ECX, 2},
 	};
 
 	p->cr4_allowed = CR4_PCE;
@@ -349,9 +350,14 @@ static bool check_host(const struct cpuid_policy *p, struct error *err)
 		unsigned bit;
 		const char *name;
 	} needed[] = {
-		{1, CPUID_EDX, 0, "x87"},     {1, CPUID_EDX, 4, "TSC"},	   {1, CPUID_EDX, 6, "PAE"},
-		{1, CPUID_EDX, 8, "CMPXCHG8B"}, {1, CPUID_EDX, 24, "FXSR"},  {1, CPUID_EDX, 26, "SSE2"},
-		{0x80000001, CPUID_EDX, 11, "SYSCALL"}, {0x80000001, CPUID_EDX, 29, "64-bit mode"},
+		{1, CPUID_EDX, 0, "x87"},
+		{1, CPUID_EDX, 4, "TSC"},
+		{1, CPUID_EDX, 6, "PAE"},
+		{1, CPUID_EDX, 8, "CMPXCHG8B"},
+		{1, CPUID_EDX, 24, "FXSR"},
+		{1, CPUID_EDX, 26, "SSE2"},
+		{0x80000001, CPUID_EDX, 11, "SYSCALL"},
+		{0x80000001, CPUID_EDX, 29, "64-bit mode"},
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(needed); i++)
@@ -387,7 +393,8 @@ bool cpuid_policy_build(struct cpuid_policy *p, const struct cpuid_host *host, e
 	return check_host(p, err);
 }
 
-bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz, struct error *err)
+bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned ncpus, uint32_t tsc_khz,
+		       struct error *err)
 {
 	struct cpuid_host host = cpuid_host_native();
 

@@ -51,7 +51,10 @@ struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_sta
 enum cpuid_reg { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
 bool cpuid_has(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg, unsigned bit);
 
-/* Frequency of the host TSC in kHz: CPUID leaves 0x15/0x40000010 where they say it, else measured (some 20 ms). 0: it does not tick evenly. */
+/*
+ * Frequency of the host TSC in kHz: what CPUID leaves 0x15 or 0x40000010 state, checked, else measured (some 20 ms).
+ * 0: it does not tick evenly.
+ */
 uint32_t tsc_khz_measure(void);
 
 #endif

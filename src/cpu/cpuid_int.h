@@ -25,8 +25,8 @@ struct cpuid_feature {
 	enum cpuid_reg reg;
 	uint8_t bit;
 	enum cpuid_how how;
-	bool baseline;  /* in CPU_BASELINE too */
-	uint64_t xcr0;  /* state components it needs */
+	bool baseline; /* in CPU_BASELINE too */
+	uint64_t xcr0; /* state components it needs */
 	enum cpuid_vendor vendor;
 	const char *name;
 };

@@ -8,16 +8,14 @@
 #define XSAVE_MXCSR_MASK 28
 #define XSAVE_XSTATE_BV 512
 
-static struct cpu_seg data_seg(void)
-{
-	return (struct cpu_seg){.limit = 0xffff, .attr = SEG_P | SEG_S | 0x3};
-}
+static struct cpu_seg data_seg(void) { return (struct cpu_seg){.limit = 0xffff, .attr = SEG_P | SEG_S | 0x3}; }
 
 /* What RESET and INIT have in common: rows of table 9-1 whose two columns agree. */
 static void reset_common(struct cpu_state *s)
 {
 	memset(s->gpr, 0, sizeof(s->gpr));
-	s->gpr[R_DX] = 0x600; /* 000n06xxh: the processor's signature, where the machine knows a better one it says so */
+	s->gpr[R_DX] =
+		0x600; /* 000n06xxh: the processor's signature, where the machine knows a better one it says so */
 	s->rip = 0xfff0;
 	s->rflags = FL_FIXED;
 	for (unsigned i = 0; i < SEG_COUNT; i++)

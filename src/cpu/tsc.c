@@ -52,7 +52,8 @@ static uint64_t measure(int64_t ns)
 	} while (b.ns - a.ns < ns);
 	if (b.tsc <= a.tsc)
 		return 0;
-	return (uint64_t)((((unsigned __int128)(b.tsc - a.tsc) * 1000000) + (uint64_t)(b.ns - a.ns) / 2) / (uint64_t)(b.ns - a.ns));
+	return (uint64_t)((((unsigned __int128)(b.tsc - a.tsc) * 1000000) + (uint64_t)(b.ns - a.ns) / 2) /
+			  (uint64_t)(b.ns - a.ns));
 }
 
 static bool near(uint64_t a, uint64_t b, unsigned ppm)
@@ -62,7 +63,7 @@ static bool near(uint64_t a, uint64_t b, unsigned ppm)
 	return d <= mul_div_u64(a, ppm, 1000000);
 }
 
-/* What CPUID says, or 0: a hypervisor's timing leaf, else crystal * ratio, the crystal by way of the base frequency if it has to be. */
+/* What CPUID says, or 0: a hypervisor's timing leaf, else crystal * ratio (some name only the product: the base). */
 static uint32_t stated_khz(void)
 {
 	uint32_t a, b, c, d, base;

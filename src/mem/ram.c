@@ -48,7 +48,8 @@ static bool map(struct ram *r, struct error *err)
 		goto fail;
 	r->view = p;
 	madvise(r->view, r->size, MADV_DONTDUMP);
-	p = mmap(NULL, r->size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, r->size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		 0);
 	if (p == MAP_FAILED)
 		goto fail;
 	r->watch = p;
@@ -56,7 +57,8 @@ static bool map(struct ram *r, struct error *err)
 fail:
 	error_set(err, "cannot set up %llu MiB of guest memory: %s: %s", (unsigned long long)(r->size / MIB), what,
 		  strerror(errno));
-	return error_hint(err, "give the guest less with -m, or raise the limits on address space and file size (ulimit -v, ulimit -f)");
+	return error_hint(err, "give the guest less with -m, or raise the limits on address space and file size "
+			       "(ulimit -v, ulimit -f)");
 }
 
 struct ram *ram_new(uint64_t size, struct error *err)
@@ -168,8 +170,8 @@ bool ram_zero(struct ram *r, gpa_t gpa, uint64_t len)
 		return false;
 	first = align_up(offset, PAGE_SIZE);
 	last = align_down(offset + len, PAGE_SIZE);
-	if (last >= first + MIB && fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first,
-					     (off_t)(last - first)) == 0) {
+	if (last >= first + MIB &&
+	    fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first, (off_t)(last - first)) == 0) {
 		memset(r->view + offset, 0, first - offset);
 		memset(r->view + last, 0, offset + len - last);
 	} else {

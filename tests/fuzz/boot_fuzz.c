@@ -24,10 +24,7 @@ static uint64_t next(struct rng *r)
 	return r->s;
 }
 
-static unsigned below(struct rng *r, unsigned n)
-{
-	return (unsigned)((next(r) >> 16) % n);
-}
+static unsigned below(struct rng *r, unsigned n) { return (unsigned)((next(r) >> 16) % n); }
 
 static void make(struct image *m, struct rng *r)
 {
@@ -61,11 +58,31 @@ static void make(struct image *m, struct rng *r)
 static void damage(struct image *m, struct rng *r)
 {
 	static const uint64_t edges[] = {
-		0, 1, 2, 0x7f, 0x80, 0xff, 0x1000, 0xa0000, 0xfffff, 0x100000, 0x7fffffff, 0x80000000, 0xfffff000, 0xffffffff,
-		0x100000000, 0x7fffffffffffffff, 0xffffffff00000000, 0xfffffffffffff000, 0xffffffffffffffff,
-		RAM_MIB * MIB - 1, RAM_MIB * MIB, RAM_MIB * MIB + 1,
+		0,
+		1,
+		2,
+		0x7f,
+		0x80,
+		0xff,
+		0x1000,
+		0xa0000,
+		0xfffff,
+		0x100000,
+		0x7fffffff,
+		0x80000000,
+		0xfffff000,
+		0xffffffff,
+		0x100000000,
+		0x7fffffffffffffff,
+		0xffffffff00000000,
+		0xfffffffffffff000,
+		0xffffffffffffffff,
+		RAM_MIB * MIB - 1,
+		RAM_MIB * MIB,
+		RAM_MIB * MIB + 1,
 	};
-	static const unsigned windows[][2] = {{0, 0x180}, {0x1f0, 0xa0}, {ELF_NOTES, 0x60}, {MB_HEADER, 0x20}, {0x40, 0x20}};
+	static const unsigned windows[][2] = {
+		{0, 0x180}, {0x1f0, 0xa0}, {ELF_NOTES, 0x60}, {MB_HEADER, 0x20}, {0x40, 0x20}};
 
 	for (unsigned n = below(r, 6); n > 0; n--) {
 		const unsigned *w = windows[below(r, ARRAY_LEN(windows))];
@@ -86,10 +103,7 @@ struct target {
 	uint64_t loads, good;
 };
 
-static bool one_line(const char *s)
-{
-	return s[0] && !strchr(s, '\n');
-}
+static bool one_line(const char *s) { return s[0] && !strchr(s, '\n'); }
 
 static bool rom_untouched(const struct target *t)
 {

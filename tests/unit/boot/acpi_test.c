@@ -116,7 +116,9 @@ static void test_pkg_length(void **state)
 		aml_init(&a, buf, sizeof(buf));
 		aml_buffer(&a, zeros, head - op);
 		assert_false(a.full);
-		len = (buf[1] >> 6) == 0 ? buf[1] & 0x3fu : (buf[1] & 0xfu) | (size_t)buf[2] << 4 | ((buf[1] >> 6) > 1 ? (size_t)buf[3] << 12 : 0);
+		len = (buf[1] >> 6) == 0
+			      ? buf[1] & 0x3fu
+			      : (buf[1] & 0xfu) | (size_t)buf[2] << 4 | ((buf[1] >> 6) > 1 ? (size_t)buf[3] << 12 : 0);
 		assert_int_equal((buf[1] >> 6) + 1, cases[i].bytes);
 		assert_int_equal(a.len, 1 + len);
 		assert_int_equal(len, cases[i].content + cases[i].bytes);
@@ -149,13 +151,19 @@ static void check_map(const struct e820_map *m, const struct e820_entry *want, u
 static void test_e820(void **state)
 {
 	static const struct e820_entry extra[] = {
-		{0xe0000000, 0x10000000, E820_RESERVED}, {0x3000000, 0x1000, E820_ACPI}, {0x3001000, 0x1000, E820_NVS},
+		{0xe0000000, 0x10000000, E820_RESERVED},
+		{0x3000000, 0x1000, E820_ACPI},
+		{0x3001000, 0x1000, E820_NVS},
 	};
 	static const struct e820_entry want[] = {
-		{0, 0x9fc00, E820_RAM},		     {0x9fc00, 0x400, E820_RESERVED},
-		{0xe0000, 0x20000, E820_RESERVED},   {0x100000, 0x2f00000, E820_RAM},
-		{0x3000000, 0x1000, E820_ACPI},	     {0x3001000, 0x1000, E820_NVS},
-		{0x3002000, 0xbcffe000, E820_RAM},   {0xe0000000, 0x10000000, E820_RESERVED},
+		{0, 0x9fc00, E820_RAM},
+		{0x9fc00, 0x400, E820_RESERVED},
+		{0xe0000, 0x20000, E820_RESERVED},
+		{0x100000, 0x2f00000, E820_RAM},
+		{0x3000000, 0x1000, E820_ACPI},
+		{0x3001000, 0x1000, E820_NVS},
+		{0x3002000, 0xbcffe000, E820_RAM},
+		{0xe0000000, 0x10000000, E820_RESERVED},
 		{0x100000000, 0x40000000, E820_RAM},
 	};
 	struct ram *r = make_ram(4 * GIB);
@@ -221,7 +229,7 @@ static void test_e820_random(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_tables), cmocka_unit_test(test_no_room), cmocka_unit_test(test_pkg_length),
+		cmocka_unit_test(test_tables), cmocka_unit_test(test_no_room),	   cmocka_unit_test(test_pkg_length),
 		cmocka_unit_test(test_e820),   cmocka_unit_test(test_e820_random),
 	};
 

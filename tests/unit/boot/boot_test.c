@@ -34,10 +34,7 @@ static void start(uint64_t mib)
 	cpu_state_reset(&fx.cpu, 0);
 }
 
-static void stop(void)
-{
-	ram_free(fx.ram);
-}
+static void stop(void) { ram_free(fx.ram); }
 
 static bool load(const struct boot_blob *initrd, const struct boot_module *modules, unsigned n)
 {
@@ -189,7 +186,8 @@ static void test_bzimage_initrd(void **state)
 		zp = at(fx.cpu.gpr[R_SI], 4096);
 		base = get_le32(zp + 0x218);
 		assert_int_equal(get_le32(zp + 0x21c), sizeof(data));
-		assert_int_equal(base, align_down((big ? 2048 * MIB : 64 * MIB) - sizeof(data), PAGE_SIZE)); /* initrd_addr_max */
+		assert_int_equal(base, align_down((big ? 2048 * MIB : 64 * MIB) - sizeof(data),
+						  PAGE_SIZE)); /* initrd_addr_max */
 		assert_memory_equal(at(base, sizeof(data)), data, sizeof(data));
 		stop();
 	}
@@ -369,7 +367,8 @@ static void check_multiboot_info(bool modules)
 	assert_int_equal(fx.cpu.gpr[R_AX], 0x2badb002);
 	mbi = at(fx.cpu.gpr[R_BX], 116);
 	assert_int_equal(fx.cpu.gpr[R_BX] & 3, 0);
-	assert_int_equal(get_le32(mbi), 0x24d); /* memory, command line, modules, map, name; not boot device, not video */
+	assert_int_equal(get_le32(mbi),
+			 0x24d); /* memory, command line, modules, map, name; not boot device, not video */
 	assert_int_equal(get_le32(mbi + 4), 639);
 	assert_int_equal(get_le32(mbi + 8), 63 * 1024);
 	assert_string_equal(at(get_le32(mbi + 16), 8), "a b=c");
@@ -490,8 +489,15 @@ static void test_unknown(void **state)
 		size_t len;
 		const char *part;
 	} files[] = {
-		{"\x1f\x8b\x08", 3, "gzip"}, {"\xfd" "7zXZ", 6, "xz"}, {"\x28\xb5\x2f\xfd", 4, "zstd"},
-		{"070701", 6, "cpio"}, {"#!/bin/sh\n", 10, "script"}, {"hello", 5, "not a kernel"}, {"", 0, "not a kernel"},
+		{"\x1f\x8b\x08", 3, "gzip"},
+		{"\xfd"
+		 "7zXZ",
+		 6, "xz"},
+		{"\x28\xb5\x2f\xfd", 4, "zstd"},
+		{"070701", 6, "cpio"},
+		{"#!/bin/sh\n", 10, "script"},
+		{"hello", 5, "not a kernel"},
+		{"", 0, "not a kernel"},
 	};
 
 	(void)state;
@@ -583,11 +589,16 @@ static void test_files(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_bzimage),	       cmocka_unit_test(test_bzimage_places),
-		cmocka_unit_test(test_bzimage_initrd), cmocka_unit_test(test_bzimage_errors),
-		cmocka_unit_test(test_pvh),	       cmocka_unit_test(test_elf_errors),
-		cmocka_unit_test(test_multiboot_elf),  cmocka_unit_test(test_multiboot_kludge),
-		cmocka_unit_test(test_multiboot_errors), cmocka_unit_test(test_unknown),
+		cmocka_unit_test(test_bzimage),
+		cmocka_unit_test(test_bzimage_places),
+		cmocka_unit_test(test_bzimage_initrd),
+		cmocka_unit_test(test_bzimage_errors),
+		cmocka_unit_test(test_pvh),
+		cmocka_unit_test(test_elf_errors),
+		cmocka_unit_test(test_multiboot_elf),
+		cmocka_unit_test(test_multiboot_kludge),
+		cmocka_unit_test(test_multiboot_errors),
+		cmocka_unit_test(test_unknown),
 		cmocka_unit_test(test_files),
 	};
 

@@ -47,7 +47,8 @@ static inline void image_bzimage(struct image *m)
 	put_le32(d + 0x260, BZ_INIT_SIZE);
 }
 
-/* ELF of 32 or 64 bits with two PT_LOADs (text at `paddr`, then bss of 8 KiB behind 4 KiB of data) and room for a note. */
+/* ELF of 32 or 64 bits with two PT_LOADs (text at `paddr`, then bss of 8 KiB behind 4 KiB of data) and room for a note.
+ */
 #define ELF_TEXT 0x1000 /* file offset */
 #define ELF_TEXT_SIZE 0x2000
 #define ELF_DATA 0x3000
@@ -59,8 +60,8 @@ static inline uint8_t *image_phdr(struct image *m, bool is64, unsigned i)
 	return m->data + (is64 ? 64 + 56 * i : 52 + 32 * i);
 }
 
-static inline void image_set_phdr(struct image *m, bool is64, unsigned i, uint32_t type, uint64_t offset, uint64_t vaddr,
-				  uint64_t paddr, uint64_t filesz, uint64_t memsz)
+static inline void image_set_phdr(struct image *m, bool is64, unsigned i, uint32_t type, uint64_t offset,
+				  uint64_t vaddr, uint64_t paddr, uint64_t filesz, uint64_t memsz)
 {
 	uint8_t *p = image_phdr(m, is64, i);
 
@@ -70,7 +71,8 @@ static inline void image_set_phdr(struct image *m, bool is64, unsigned i, uint32
 
 		memcpy(p + 8, v, sizeof(v));
 	} else {
-		const uint32_t v[] = {(uint32_t)offset, (uint32_t)vaddr, (uint32_t)paddr, (uint32_t)filesz, (uint32_t)memsz};
+		const uint32_t v[] = {(uint32_t)offset, (uint32_t)vaddr, (uint32_t)paddr, (uint32_t)filesz,
+				      (uint32_t)memsz};
 
 		memcpy(p + 4, v, sizeof(v));
 		put_le32(p + 28, type == 4 ? 4 : 0x1000);
@@ -104,7 +106,8 @@ static inline void image_elf(struct image *m, bool is64, uint64_t paddr, uint64_
 		put_le16(d + 44, 3);
 	}
 	image_set_phdr(m, is64, 0, 1, ELF_TEXT, virt + paddr, paddr, ELF_TEXT_SIZE, ELF_TEXT_SIZE);
-	image_set_phdr(m, is64, 1, 1, ELF_DATA, virt + paddr + ELF_TEXT_SIZE, paddr + ELF_TEXT_SIZE, ELF_DATA_SIZE, ELF_DATA_MEM);
+	image_set_phdr(m, is64, 1, 1, ELF_DATA, virt + paddr + ELF_TEXT_SIZE, paddr + ELF_TEXT_SIZE, ELF_DATA_SIZE,
+		       ELF_DATA_MEM);
 }
 
 /* A note of somebody else, then Xen's with the 32-bit entry. */

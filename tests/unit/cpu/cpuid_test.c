@@ -32,7 +32,8 @@ static struct cpuid_regs read_boastful(const struct cpuid_host *h, uint32_t leaf
 		return all;
 	case 4:
 	case 0x8000001d:
-		return subleaf < 4 ? (struct cpuid_regs){0xffffc100 | ((subleaf < 2 ? 1 : subleaf) << 5) | 1, 0x01c0003f, 63, 0}
+		return subleaf < 4 ? (struct cpuid_regs){0xffffc100 | ((subleaf < 2 ? 1 : subleaf) << 5) | 1,
+							 0x01c0003f, 63, 0}
 				   : (struct cpuid_regs){0};
 	case 0xd:
 		if (subleaf < 2)
@@ -90,16 +91,49 @@ static bool has(const struct cpuid_policy *p, const char *name)
 
 /* {feature, what it cannot do without} */
 static const char *const implies[][2] = {
-	{"avx", "xsave"}, {"avx2", "avx"}, {"fma", "avx"}, {"f16c", "avx"}, {"vaes", "avx"}, {"vaes", "aes"},
-	{"vpclmulqdq", "pclmulqdq"}, {"avx-vnni", "avx2"}, {"avx512f", "avx2"}, {"avx512dq", "avx512f"},
-	{"avx512bw", "avx512f"}, {"avx512vl", "avx512f"}, {"avx512cd", "avx512f"}, {"avx512-ifma", "avx512f"},
-	{"avx512-vbmi", "avx512bw"}, {"avx512-vbmi2", "avx512bw"}, {"avx512-vnni", "avx512f"},
-	{"avx512-bitalg", "avx512bw"}, {"avx512-vpopcntdq", "avx512f"}, {"avx512-bf16", "avx512bw"},
-	{"avx512-fp16", "avx512bw"}, {"avx512-vp2intersect", "avx512f"}, {"xsaveopt", "xsave"}, {"xsavec", "xsave"},
-	{"xgetbv1", "xsave"}, {"xsaves", "xsavec"}, {"invpcid", "pcid"}, {"sse4.2", "sse4.1"}, {"sse4.1", "ssse3"},
-	{"ssse3", "sse3"}, {"sse3", "sse2"}, {"sse2", "sse"}, {"sse", "fxsr"}, {"aes", "sse2"}, {"pse36", "pse"},
-	{"long-mode", "pae"}, {"long-mode", "sse2"}, {"nx", "pae"}, {"x2apic", "apic"}, {"mca", "mce"},
-	{"invariant-tsc", "tsc"}, {"tsc-deadline", "apic"}, {"rdtscp", "tsc"},
+	{"avx", "xsave"},
+	{"avx2", "avx"},
+	{"fma", "avx"},
+	{"f16c", "avx"},
+	{"vaes", "avx"},
+	{"vaes", "aes"},
+	{"vpclmulqdq", "pclmulqdq"},
+	{"avx-vnni", "avx2"},
+	{"avx512f", "avx2"},
+	{"avx512dq", "avx512f"},
+	{"avx512bw", "avx512f"},
+	{"avx512vl", "avx512f"},
+	{"avx512cd", "avx512f"},
+	{"avx512-ifma", "avx512f"},
+	{"avx512-vbmi", "avx512bw"},
+	{"avx512-vbmi2", "avx512bw"},
+	{"avx512-vnni", "avx512f"},
+	{"avx512-bitalg", "avx512bw"},
+	{"avx512-vpopcntdq", "avx512f"},
+	{"avx512-bf16", "avx512bw"},
+	{"avx512-fp16", "avx512bw"},
+	{"avx512-vp2intersect", "avx512f"},
+	{"xsaveopt", "xsave"},
+	{"xsavec", "xsave"},
+	{"xgetbv1", "xsave"},
+	{"xsaves", "xsavec"},
+	{"invpcid", "pcid"},
+	{"sse4.2", "sse4.1"},
+	{"sse4.1", "ssse3"},
+	{"ssse3", "sse3"},
+	{"sse3", "sse2"},
+	{"sse2", "sse"},
+	{"sse", "fxsr"},
+	{"aes", "sse2"},
+	{"pse36", "pse"},
+	{"long-mode", "pae"},
+	{"long-mode", "sse2"},
+	{"nx", "pae"},
+	{"x2apic", "apic"},
+	{"mca", "mce"},
+	{"invariant-tsc", "tsc"},
+	{"tsc-deadline", "apic"},
+	{"rdtscp", "tsc"},
 };
 
 static void check_invariants(const struct cpuid_policy *p)
@@ -140,23 +174,50 @@ static const struct {
 	enum cpuid_reg reg;
 	unsigned bit;
 } hidden[] = {
-	{1, 0, CPUID_EDX, 1} /* VME */, {1, 0, CPUID_ECX, 5} /* VMX */, {1, 0, CPUID_ECX, 3} /* MONITOR */,
-	{1, 0, CPUID_ECX, 2} /* DTES64 */, {1, 0, CPUID_EDX, 21} /* DS */, {1, 0, CPUID_EDX, 22} /* ACPI */,
-	{1, 0, CPUID_ECX, 15} /* PDCM */, {1, 0, CPUID_ECX, 6} /* SMX */, {1, 0, CPUID_ECX, 7} /* EIST */,
-	{1, 0, CPUID_ECX, 27} /* OSXSAVE */, {7, 0, CPUID_EBX, 4} /* HLE */, {7, 0, CPUID_EBX, 11} /* RTM */,
-	{7, 0, CPUID_EBX, 14} /* MPX */, {7, 0, CPUID_EBX, 2} /* SGX */, {7, 0, CPUID_EBX, 25} /* PT */,
-	{7, 0, CPUID_ECX, 3} /* PKU */, {7, 0, CPUID_ECX, 4} /* OSPKE */, {7, 0, CPUID_ECX, 5} /* WAITPKG */,
-	{7, 0, CPUID_ECX, 7} /* SHSTK */, {7, 0, CPUID_ECX, 16} /* LA57 */, {7, 0, CPUID_ECX, 31} /* PKS */,
-	{7, 0, CPUID_EDX, 5} /* UINTR */, {7, 0, CPUID_EDX, 20} /* IBT */, {7, 0, CPUID_EDX, 22} /* AMX-BF16 */,
-	{7, 0, CPUID_EDX, 24} /* AMX-TILE */, {7, 0, CPUID_EDX, 26} /* IBRS */, {7, 0, CPUID_EDX, 27} /* STIBP */,
-	{7, 0, CPUID_EDX, 28} /* L1D_FLUSH */, {7, 0, CPUID_EDX, 29} /* ARCH_CAPABILITIES */,
-	{7, 0, CPUID_EDX, 31} /* SSBD */, {0x80000001, 0, CPUID_ECX, 2} /* SVM */,
-	{0x80000001, 0, CPUID_ECX, 10} /* IBS */, {0x80000001, 0, CPUID_ECX, 15} /* LWP */,
-	{0x80000001, 0, CPUID_ECX, 23} /* PerfCtrExtCore */, {0x80000001, 0, CPUID_ECX, 29} /* MONITORX */,
-	{0x80000001, 0, CPUID_EDX, 25} /* FFXSR */, {0x80000001, 0, CPUID_EDX, 31} /* 3DNow! */,
-	{0x80000008, 0, CPUID_EBX, 12} /* IBPB */, {0x80000008, 0, CPUID_EBX, 14} /* IBRS */,
-	{0x80000008, 0, CPUID_EBX, 15} /* STIBP */, {0x80000008, 0, CPUID_EBX, 24} /* SSBD */,
-	{0xd, 1, CPUID_EAX, 4} /* XFD */, {0xd, 0, CPUID_EAX, 9} /* PKRU state */, {0xd, 0, CPUID_EAX, 17} /* tiles */,
+	{1, 0, CPUID_EDX, 1} /* VME */,
+	{1, 0, CPUID_ECX, 5} /* VMX */,
+	{1, 0, CPUID_ECX, 3} /* MONITOR */,
+	{1, 0, CPUID_ECX, 2} /* DTES64 */,
+	{1, 0, CPUID_EDX, 21} /* DS */,
+	{1, 0, CPUID_EDX, 22} /* ACPI */,
+	{1, 0, CPUID_ECX, 15} /* PDCM */,
+	{1, 0, CPUID_ECX, 6} /* SMX */,
+	{1, 0, CPUID_ECX, 7} /* EIST */,
+	{1, 0, CPUID_ECX, 27} /* OSXSAVE */,
+	{7, 0, CPUID_EBX, 4} /* HLE */,
+	{7, 0, CPUID_EBX, 11} /* RTM */,
+	{7, 0, CPUID_EBX, 14} /* MPX */,
+	{7, 0, CPUID_EBX, 2} /* SGX */,
+	{7, 0, CPUID_EBX, 25} /* PT */,
+	{7, 0, CPUID_ECX, 3} /* PKU */,
+	{7, 0, CPUID_ECX, 4} /* OSPKE */,
+	{7, 0, CPUID_ECX, 5} /* WAITPKG */,
+	{7, 0, CPUID_ECX, 7} /* SHSTK */,
+	{7, 0, CPUID_ECX, 16} /* LA57 */,
+	{7, 0, CPUID_ECX, 31} /* PKS */,
+	{7, 0, CPUID_EDX, 5} /* UINTR */,
+	{7, 0, CPUID_EDX, 20} /* IBT */,
+	{7, 0, CPUID_EDX, 22} /* AMX-BF16 */,
+	{7, 0, CPUID_EDX, 24} /* AMX-TILE */,
+	{7, 0, CPUID_EDX, 26} /* IBRS */,
+	{7, 0, CPUID_EDX, 27} /* STIBP */,
+	{7, 0, CPUID_EDX, 28} /* L1D_FLUSH */,
+	{7, 0, CPUID_EDX, 29} /* ARCH_CAPABILITIES */,
+	{7, 0, CPUID_EDX, 31} /* SSBD */,
+	{0x80000001, 0, CPUID_ECX, 2} /* SVM */,
+	{0x80000001, 0, CPUID_ECX, 10} /* IBS */,
+	{0x80000001, 0, CPUID_ECX, 15} /* LWP */,
+	{0x80000001, 0, CPUID_ECX, 23} /* PerfCtrExtCore */,
+	{0x80000001, 0, CPUID_ECX, 29} /* MONITORX */,
+	{0x80000001, 0, CPUID_EDX, 25} /* FFXSR */,
+	{0x80000001, 0, CPUID_EDX, 31} /* 3DNow! */,
+	{0x80000008, 0, CPUID_EBX, 12} /* IBPB */,
+	{0x80000008, 0, CPUID_EBX, 14} /* IBRS */,
+	{0x80000008, 0, CPUID_EBX, 15} /* STIBP */,
+	{0x80000008, 0, CPUID_EBX, 24} /* SSBD */,
+	{0xd, 1, CPUID_EAX, 4} /* XFD */,
+	{0xd, 0, CPUID_EAX, 9} /* PKRU state */,
+	{0xd, 0, CPUID_EAX, 17} /* tiles */,
 };
 
 static void check_hidden(const struct cpuid_policy *p)
@@ -165,7 +226,8 @@ static void check_hidden(const struct cpuid_policy *p)
 
 	for (unsigned i = 0; i < ARRAY_LEN(hidden); i++)
 		if (cpuid_has(p, hidden[i].leaf, hidden[i].subleaf, hidden[i].reg, hidden[i].bit))
-			fail_msg("leaf %x.%x register %d bit %u", hidden[i].leaf, hidden[i].subleaf, hidden[i].reg, hidden[i].bit);
+			fail_msg("leaf %x.%x register %d bit %u", hidden[i].leaf, hidden[i].subleaf, hidden[i].reg,
+				 hidden[i].bit);
 	for (unsigned i = 0; i < ARRAY_LEN(empty); i++)
 		for (unsigned j = 0; j < p->count; j++)
 			assert_int_not_equal(p->e[j].leaf, empty[i]);
@@ -185,7 +247,8 @@ static void test_invariants(void **state)
 	(void)state;
 	for (unsigned i = 0; i <= ARRAY_LEN(hosts); i++)
 		for (unsigned m = CPU_MAX; m <= CPU_BASELINE; m++) {
-			struct cpuid_policy p = build(i ? hosts[i - 1].host : cpuid_host_native(), (enum cpu_model)m, 3);
+			struct cpuid_policy p =
+				build(i ? hosts[i - 1].host : cpuid_host_native(), (enum cpu_model)m, 3);
 
 			check_invariants(&p);
 			check_hidden(&p);
@@ -208,11 +271,17 @@ static void test_os_state(void **state)
 /* What CPU_BASELINE may show that user mode can see: x86-64-v2 of the psABI and what every such CPU has. */
 static void test_baseline(void **state)
 {
-	static const char *const v2[] = {"cmpxchg16b", "lahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2", "sse2", "cmov", "syscall"};
-	static const char *const later[] = {"avx",  "avx2", "bmi1",  "bmi2",  "f16c",	  "fma",	  "lzcnt",
-					    "movbe", "xsave", "aes",   "sha",	"rdrand",   "fsgsbase",	  "pcid",
-					    "smep",  "erms",  "rdpid", "adx",	"clzero",   "tsc-deadline", "invariant-tsc",
-					    "sse4a", "gfni",  "rdseed", "mmxext", "pclmulqdq", "topology-extensions"};
+	static const char *const v2[] = {"cmpxchg16b", "lahf",	 "popcnt", "sse3", "ssse3",
+					 "sse4.1",     "sse4.2", "sse2",   "cmov", "syscall"};
+	static const char *const later[] = {"avx",	"avx2",		"bmi1",
+					    "bmi2",	"f16c",		"fma",
+					    "lzcnt",	"movbe",	"xsave",
+					    "aes",	"sha",		"rdrand",
+					    "fsgsbase", "pcid",		"smep",
+					    "erms",	"rdpid",	"adx",
+					    "clzero",	"tsc-deadline", "invariant-tsc",
+					    "sse4a",	"gfni",		"rdseed",
+					    "mmxext",	"pclmulqdq",	"topology-extensions"};
 
 	(void)state;
 	for (unsigned h = 0; h < 2; h++) {
@@ -360,10 +429,14 @@ static void test_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_invariants),	     cmocka_unit_test(test_os_state),
-		cmocka_unit_test(test_baseline),	     cmocka_unit_test(test_topology),
-		cmocka_unit_test(test_hypervisor_and_clock), cmocka_unit_test(test_dynamic),
-		cmocka_unit_test(test_out_of_range),	     cmocka_unit_test(test_errors),
+		cmocka_unit_test(test_invariants),
+		cmocka_unit_test(test_os_state),
+		cmocka_unit_test(test_baseline),
+		cmocka_unit_test(test_topology),
+		cmocka_unit_test(test_hypervisor_and_clock),
+		cmocka_unit_test(test_dynamic),
+		cmocka_unit_test(test_out_of_range),
+		cmocka_unit_test(test_errors),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,11 +16,13 @@ static void check_start(const struct cpu_state *s)
 {
 	assert_int_equal(s->rip, 0xfff0);
 	assert_int_equal(s->rflags, 2);
-	assert_true(s->seg[SEG_CS].sel == 0xf000 && s->seg[SEG_CS].base == 0xffff0000 && s->seg[SEG_CS].limit == 0xffff);
+	assert_true(s->seg[SEG_CS].sel == 0xf000 && s->seg[SEG_CS].base == 0xffff0000 &&
+		    s->seg[SEG_CS].limit == 0xffff);
 	assert_int_equal(s->seg[SEG_CS].attr, 0x9b);
 	for (unsigned i = 0; i < SEG_COUNT; i++)
 		if (i != SEG_CS)
-			assert_true(s->seg[i].sel == 0 && s->seg[i].base == 0 && s->seg[i].limit == 0xffff && s->seg[i].attr == 0x93);
+			assert_true(s->seg[i].sel == 0 && s->seg[i].base == 0 && s->seg[i].limit == 0xffff &&
+				    s->seg[i].attr == 0x93);
 	assert_true(s->ldt.attr == 0x82 && s->tr.attr == 0x8b && s->tr.limit == 0xffff);
 	assert_true(s->gdt.base == 0 && s->gdt.limit == 0xffff && s->idt.base == 0 && s->idt.limit == 0xffff);
 	assert_true(s->cr2 == 0 && s->cr3 == 0 && s->cr4 == 0 && s->efer == 0);

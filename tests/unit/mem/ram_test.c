@@ -23,7 +23,8 @@ static struct ram *make(uint64_t size)
 
 static void test_sizes(void **state)
 {
-	const uint64_t bad[] = {0, 1, 4096, MIB - PAGE_SIZE, MIB + 1, 64 * MIB + 2048, 16 * 1024 * GIB + PAGE_SIZE, UINT64_MAX};
+	const uint64_t bad[] = {
+		0, 1, 4096, MIB - PAGE_SIZE, MIB + 1, 64 * MIB + 2048, 16 * 1024 * GIB + PAGE_SIZE, UINT64_MAX};
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
@@ -192,8 +193,9 @@ static void test_sparse(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sizes),	   cmocka_unit_test(test_one_region), cmocka_unit_test(test_two_regions),
-		cmocka_unit_test(test_read_write), cmocka_unit_test(test_watcher),    cmocka_unit_test(test_sparse),
+		cmocka_unit_test(test_sizes),	    cmocka_unit_test(test_one_region),
+		cmocka_unit_test(test_two_regions), cmocka_unit_test(test_read_write),
+		cmocka_unit_test(test_watcher),	    cmocka_unit_test(test_sparse),
 		cmocka_unit_test(test_zero),
 	};
 
