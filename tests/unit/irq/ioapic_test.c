@@ -77,6 +77,7 @@ static void edge(void **state)
 	route(f, 5, 1, 0x45);
 	gsi(f, 5, true);
 	assert_int_equal(low(f, 5), 0x45); /* no remote IRR */
+	assert_false(in_reg(f, 1, LAPIC_TMR, 0x45));
 	expect_vector(f, 1, 0x45);
 	gsi(f, 5, true); /* no new edge */
 	expect_none(f, 1);
@@ -121,6 +122,16 @@ static void level(void **state)
 	gsi(f, 20, false);
 	gsi(f, 20, true); /* in service: no second interrupt */
 	expect_none(f, 1);
+	route(f, 20, 1, 0x54 | LEVEL); /* nor by a write of the entry */
+	assert_int_equal(low(f, 20), 0x54 | LEVEL | REMOTE_IRR);
+	expect_none(f, 1);
+	/* The EOI of another vector is not its own. */
+	route(f, 21, 1, 0x64 | LEVEL);
+	gsi(f, 21, true);
+	gsi(f, 21, false);
+	expect_vector(f, 1, 0x64);
+	assert_int_equal(low(f, 21), 0x64 | LEVEL);
+	assert_int_equal(low(f, 20), 0x54 | LEVEL | REMOTE_IRR);
 	wr(f, 1, LAPIC_EOI, 0); /* still asserted: again */
 	assert_int_equal(low(f, 20), 0x54 | LEVEL | REMOTE_IRR);
 	expect_ack(f, 1, 0x54);
@@ -137,6 +148,7 @@ static void level(void **state)
 	/* Remote IRR is cleared by a switch to edge and back (there is no EOI register in version 0x11). */
 	gsi(f, 20, false);
 	route(f, 20, 1, 0x54 | MASKED);
+	assert_int_equal(low(f, 20), 0x54 | MASKED);
 	route(f, 20, 1, 0x54 | LEVEL);
 	assert_int_equal(low(f, 20), 0x54 | LEVEL);
 	wr(f, 1, LAPIC_EOI, 0);
@@ -145,6 +157,7 @@ static void level(void **state)
 	expect_ack(f, 1, 0x54);
 	wr(f, 0, LAPIC_ICR2, 0);
 	wr(f, 0, LAPIC_ICR, 0x54 | BIT(18));
+	gsi(f, 20, false);
 	expect_vector(f, 0, 0x54);
 	assert_int_equal(low(f, 20), 0x54 | LEVEL | REMOTE_IRR);
 }

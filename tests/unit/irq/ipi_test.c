@@ -245,7 +245,13 @@ static void messages(void **state)
 	assert_true(irq_msi(s, 0xfee00000, 0x30));
 	assert_false(in_reg(f, 0, LAPIC_TMR, 0x30));
 	assert_int_equal(takers(f, 0x30), 0x1);
-	/* Not an MSI address; a reserved mode. */
+	assert_true(irq_msi(s, 0xfee00000, DM_INIT << 8));
+	assert_int_equal(count_mask(f->inits), 0x1);
+	assert_true(irq_msi(s, 0xfee00000, 0x10));
+	assert_int_equal(takers(f, 0x10), 0x1);
+	/* Not an MSI address; modes that reach nobody. */
+	assert_false(irq_msi(s, 0xfee00000, DM_SMI << 8));
+	assert_false(irq_msi(s, 0xfee00000, DM_EXTINT << 8 | 0x30));
 	assert_false(irq_msi(s, 0xfed00000, 0x30));
 	assert_false(irq_msi(s, UINT64_C(0x1fee00000), 0x30));
 	assert_false(irq_msi(s, 0xfee00000, DM_SIPI << 8 | 0x30));

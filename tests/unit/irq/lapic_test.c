@@ -111,7 +111,9 @@ static void base_transitions(void **state)
 	assert_false(lapic_base_write(f->c, 1, base | EN | BIT(52)));
 	assert_true(lapic_base_write(f->c, 1, 0xfed00000 | EN)); /* moved */
 	assert_int_equal(lapic_base_read(f->c, 1), 0xfed00000 | EN);
+	wr(f, 1, LAPIC_TPR, 0x30);
 	assert_true(lapic_base_write(f->c, 1, base | EN | EXTD));
+	assert_int_equal(lapic_cr8(f->c, 1), 3);	    /* registers are kept */
 	assert_false(lapic_base_write(f->c, 1, base | EN)); /* x2APIC -> xAPIC */
 	assert_int_equal(lapic_base_read(f->c, 1), base | EN | EXTD);
 	assert_true(lapic_base_write(f->c, 1, base));
@@ -119,6 +121,13 @@ static void base_transitions(void **state)
 	assert_false(lapic_base_write(f->c, 1, base | EN | EXTD));	 /* disabled -> x2APIC */
 	assert_true(lapic_base_write(f->c, 1, base | EN));
 	assert_int_equal(rd(f, 1, LAPIC_SVR), 0xff); /* back from disabled: as after reset */
+	assert_int_equal(rd(f, 1, LAPIC_LDR), 0);
+	/* Loading a state knows no transitions, only modes that exist. */
+	lapic_base_restore(f->c, 1, base | EN | EXTD | 1);
+	assert_int_equal(lapic_base_read(f->c, 1), base | EN | EXTD);
+	lapic_base_restore(f->c, 1, base | EXTD);
+	assert_int_equal(lapic_base_read(f->c, 1), base);
+	lapic_base_restore(f->c, 1, base | EN);
 	assert_int_equal(rd(f, 1, LAPIC_LDR), 0);
 }
 
@@ -187,6 +196,7 @@ static void priorities(void **state)
 		lapic_deliver(f->c, &m);
 	assert_int_equal(f->kicks[0], 1); /* pending all the time */
 	expect_ack(f, 0, 0x71);
+	assert_int_equal(f->kicks[0], 1); /* not when it turns false */
 	assert_true(in_reg(f, 0, LAPIC_ISR, 0x71));
 	assert_false(in_reg(f, 0, LAPIC_IRR, 0x71));
 	assert_int_equal(rd(f, 0, LAPIC_PPR), 0x70);
@@ -220,6 +230,19 @@ static void priorities(void **state)
 	expect_vector(f, 0, 0x31);
 	wr(f, 0, LAPIC_EOI, 0); /* one too many: nothing in service */
 	expect_none(f, 0);
+	/* TPR and ISR of the same class: PPR is the TPR. */
+	wr(f, 0, LAPIC_ICR, 0x40061);
+	expect_ack(f, 0, 0x61);
+	wr(f, 0, LAPIC_TPR, 0x65);
+	assert_int_equal(rd(f, 0, LAPIC_PPR), 0x65);
+	wr(f, 0, LAPIC_TPR, 0);
+	wr(f, 0, LAPIC_EOI, 0);
+	/* IRR and ISR cannot be written. 16 is the first vector. */
+	wr(f, 0, LAPIC_ICR, 0x40010);
+	wr(f, 0, LAPIC_IRR, 0);
+	expect_ack(f, 0, 0x10);
+	wr(f, 0, LAPIC_ISR, 0);
+	assert_true(in_reg(f, 0, LAPIC_ISR, 0x10));
 }
 
 static void software_disable(void **state)
@@ -233,8 +256,10 @@ static void software_disable(void **state)
 	wr(f, 0, LAPIC_LVT_ERROR, 0x50);
 	wr(f, 0, LAPIC_SVR, 0xff);
 	assert_int_equal(rd(f, 0, LAPIC_LVT_ERROR), 0x10050); /* masked, and stays so */
-	wr(f, 0, LAPIC_LVT_ERROR, 0x50);
-	assert_int_equal(rd(f, 0, LAPIC_LVT_ERROR), 0x10050);
+	for (unsigned r = LAPIC_LVT_TIMER; r <= LAPIC_LVT_ERROR; r++) {
+		wr(f, 0, r, 0x50);
+		assert_int_equal(rd(f, 0, r), 0x10050);
+	}
 	m.vector = 0x41;
 	lapic_deliver(f->c, &m);
 	expect_vector(f, 0, 0x40); /* what was pending is still served, nothing new comes */
@@ -391,6 +416,9 @@ static void timer_periodic(void **state)
 	/* Not served yet: the current count is periodic all the same. */
 	fx_sleep(2300000);
 	assert_int_equal(rd(f, 0, LAPIC_TMCCT), 700000);
+	fx_sleep(700000);
+	assert_int_equal(rd(f, 0, LAPIC_TMCCT), 1000000);
+	fx_sleep(300000);
 	fx_jump(f, 0);
 	expect_vector(f, 0, 0x40);
 	assert_int_equal(rd(f, 0, LAPIC_TMCCT), 700000);

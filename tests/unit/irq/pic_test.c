@@ -172,6 +172,13 @@ static void special_fully_nested(void **state)
 	pulse(f, 9);
 	expect_ack(f, 0, 0x29);
 	assert_int_equal(isr(f, S), 0x12);
+	/* The mode is the master's: a slave with the bit set treats its own pin 2 like any other. */
+	init(f, S, 0x28, 0x11);
+	out8(f, M, 0x20);
+	pulse(f, 10);
+	expect_ack(f, 0, 0x2a);
+	pulse(f, 10);
+	expect_none(f, 0);
 }
 
 static void auto_eoi(void **state)
@@ -191,6 +198,14 @@ static void auto_eoi(void **state)
 	expect_ack(f, 0, 0x26);
 	pulse(f, 0);
 	expect_ack(f, 0, 0x20);
+	expect_ack(f, 0, 0x21);
+	pulse(f, 5);
+	expect_ack(f, 0, 0x25); /* now 6 is the highest */
+	pulse(f, 0);
+	pulse(f, 6);
+	expect_ack(f, 0, 0x26);
+	expect_ack(f, 0, 0x20);
+	pulse(f, 1);
 	expect_ack(f, 0, 0x21);
 	/* Rotation off: the order stays where it is (2 is the highest now). */
 	out8(f, M, 0x00);
@@ -279,6 +294,10 @@ static void poll(void **state)
 	assert_int_equal(isr(f, M), 0x40); /* the read was the INTA */
 	expect_none(f, 0);
 	out8(f, M, 0x20);
+	pulse(f, 0);
+	out8(f, M, 0x0c);
+	assert_int_equal(in8(f, M), 0x80);
+	out8(f, M, 0x20);
 	pulse(f, 13);
 	out8(f, S, 0x0c);
 	assert_int_equal(in8(f, S), 0x85);
@@ -308,6 +327,11 @@ static void level_pins(void **state)
 	out8(f, S, 0x20);
 	out8(f, M, 0x20);
 	expect_none(f, 0);
+	/* A write of the register leaves the latches of edge pins alone. */
+	gsi(f, 3, true);
+	bus_write(f->bus, BUS_PIO, 0x4d0, 2, 0x0820);
+	expect_ack(f, 0, 0x23);
+	out8(f, M, 0x20);
 	/* A request that goes away before INTA was none. */
 	gsi(f, 5, true);
 	gsi(f, 5, false);

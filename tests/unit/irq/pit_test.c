@@ -144,6 +144,8 @@ static void mode1(void **state)
 	begin();
 	at_tick(f, 99);
 	assert_false(out2(f));
+	gate2(f, true); /* no edge, no trigger */
+	assert_false(out2(f));
 	/* A new count waits for the next trigger. */
 	out8(f, 0x42, 10);
 	out8(f, 0x42, 0);
@@ -195,6 +197,8 @@ static void mode2(void **state)
 	assert_int_equal(count_of(f, 2), 30);
 	assert_int_equal(status_of(f, 2) & 0x40, 0);
 	at_tick(f, 431);
+	assert_int_equal(count_of(f, 2), 29);
+	gate2(f, true); /* no edge */
 	assert_int_equal(count_of(f, 2), 29);
 	/* The gate: OUT high at once, no counting; the rising edge reloads. */
 	at_tick(f, 429 + 30);
@@ -529,6 +533,11 @@ static void channel0_irq(void **state)
 	at_tick(f, 1000000);
 	assert_false(ticked(f));
 	assert_int_equal(timer_queue_deadline(&f->q), TIMER_NEVER);
+	/* Half of a new count stops it. */
+	program(f, 0, 0, false, 1000);
+	out8(f, 0x40, 0xff);
+	at_tick(f, 10000);
+	assert_false(ticked(f));
 	/* Mode 4: at the end of the strobe. */
 	program(f, 0, 4, false, 1000);
 	at_tick(f, 1000);
@@ -548,6 +557,8 @@ static void channel0_irq(void **state)
 	at_tick(f, 1000);
 	out8(f, 0x40, 4000 & 0xff);
 	out8(f, 0x40, 4000 >> 8);
+	assert_in_range(timer_queue_deadline(&f->q) - start, 4190474,
+			4190477); /* tick 5000: one look at it, not many */
 	at_tick(f, 5000 + 2000 - 1);
 	assert_false(ticked(f));
 	at_tick(f, 5000 + 2000 + 1);

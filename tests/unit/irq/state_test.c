@@ -114,6 +114,7 @@ static void busy(struct fx *f)
 	in8(f, 0x42);
 	in8(f, 0x42);
 	out8(f, 0x42, 0x99); /* half a count */
+	in8(f, 0x40);	     /* half a read */
 	fx_advance(f, 400001);
 }
 
@@ -212,6 +213,12 @@ static void impossible_values(void **state)
 	assert_int_equal(rd(f, 1, LAPIC_IRR), 0xffff0000);
 	assert_int_equal(rd(f, 1, LAPIC_VERSION), 0x50014);
 	assert_int_equal(rd(f, 1, LAPIC_LVT_TIMER), 0x700ff);
+	put_le32(&lapic[0xf0], 0xff); /* software-disabled: every LVT is masked */
+	for (unsigned r = LAPIC_LVT_TIMER; r <= LAPIC_LVT_ERROR; r++)
+		put_le32(&lapic[16 * r], 0);
+	assert_true(lapic_set_state(f->c, 1, lapic));
+	for (unsigned r = LAPIC_LVT_TIMER; r <= LAPIC_LVT_ERROR; r++)
+		assert_int_equal(rd(f, 1, r), r == LAPIC_LVT_LINT0 ? 0 : 0x10000);
 	/* A load time in the future (another host's clock) is now. */
 	put_le64(&good.pit[16], (uint64_t)INT64_MAX);
 	put_le64(&good.pit[40], (uint64_t)INT64_MIN);
