@@ -113,7 +113,7 @@ static bool evex_payload(struct decoder *s)
 	in->enc = ENC_EVEX;
 	in->map = p[1] & 7;
 	in->vex_w = p[2] >> 7;
-	in->vvvv = ((~p[2] >> 3) & 15) | ((~p[3] << 1) & 16);
+	in->vvvv = ((~p[2] >> 3) & 15) | (p[3] & 8 ? 0 : 16);
 	in->pp = p[2] & 3;
 	in->evex_z = p[3] >> 7;
 	in->vex_l = (p[3] >> 5) & 3;
