@@ -1,6 +1,7 @@
 /*
  * Writes ACPI Machine Language (ACPI 6.5, 20.2) into a buffer. What does not fit is dropped and `full` set: check at
- * the end. The buffer is below 1 MiB. Names are given as paths of 4-character segments ("_SB_"); aml_end closes the innermost open object.
+ * the end. The buffer is below 1 MiB. Names are given as paths of 4-character segments ("_SB_"); aml_end closes the
+ * innermost open object.
  */
 #ifndef BOOT_AML_H
 #define BOOT_AML_H

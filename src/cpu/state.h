@@ -134,7 +134,7 @@ struct cpu_state {
 	uint64_t dr[8]; /* 0-3, 6, 7 */
 	uint64_t pdpte[4]; /* PAE: loaded by MOV CR3 (SDM vol. 3, 4.4.1) */
 
-	/* MSRs that have a field of their own; the list in cpu/msr.h says which number is which. */
+	/* MSRs. */
 	uint64_t efer, apic_base, pat, star, lstar, cstar, sfmask, kernel_gs_base;
 	uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
 	uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
