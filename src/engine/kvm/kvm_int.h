@@ -20,7 +20,7 @@ struct kvm_vcpu {
 	uint64_t tsc_deadline; /* as last set: KVM forgets it when the LAPIC is set */
 	atomic_int tid;	       /* of the thread inside engine_run, 0 when none */
 	atomic_bool kicked;
-	char last_error[2048];
+	char last_error[512];
 };
 
 struct kvm_engine {

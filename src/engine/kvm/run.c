@@ -38,10 +38,9 @@ static unsigned code_at(struct kvm_engine *k, struct kvm_vcpu *v, uint64_t linea
 	return n;
 }
 
-static void report_state(struct kvm_engine *k, unsigned vcpu)
+/* Where it happened; the caller of engine_run shows the registers. */
+static void report_place(struct kvm_engine *k, unsigned vcpu)
 {
-	static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-					      "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
 	struct kvm_vcpu *v = &k->vcpu[vcpu];
 	struct cpu_state s;
 	uint8_t code[15];
@@ -49,17 +48,11 @@ static void report_state(struct kvm_engine *k, unsigned vcpu)
 	kvm_get_state(&k->base, vcpu, &s);
 	uint64_t linear = cpu_is_64bit(&s) ? s.rip : (uint32_t)(s.seg[SEG_CS].base + s.rip);
 	unsigned n = code_at(k, v, linear, code, sizeof(code));
-	report(v, "\n  vcpu %u  cs:rip %04x:%016llx  rflags %08llx  cpl %u\n  code", vcpu, s.seg[SEG_CS].sel,
-	       (unsigned long long)s.rip, (unsigned long long)s.rflags, cpu_cpl(&s));
+	report(v, "\n  at %04x:%016llx, code", s.seg[SEG_CS].sel, (unsigned long long)s.rip);
 	for (unsigned i = 0; i < n; i++)
 		report(v, " %02x", code[i]);
 	if (n == 0)
 		report(v, " not mapped");
-	for (unsigned i = 0; i < 16; i++)
-		report(v, "%s%-3s %016llx", i % 4 ? "  " : "\n  ", names[i], (unsigned long long)s.gpr[i]);
-	report(v, "\n  cr0 %llx  cr2 %llx  cr3 %llx  cr4 %llx  efer %llx", (unsigned long long)s.cr0,
-	       (unsigned long long)s.cr2, (unsigned long long)s.cr3, (unsigned long long)s.cr4,
-	       (unsigned long long)s.efer);
 }
 
 /* Any number of bytes up to 8, in the sizes that the bus knows: a store over a page end comes in odd parts. */
@@ -136,7 +129,7 @@ static enum engine_exit internal_error(struct kvm_engine *k, unsigned vcpu)
 							    : "unexpected exit");
 	for (unsigned i = 0; suberror != KVM_INTERNAL_ERROR_EMULATION && i < r->internal.ndata && i < 16; i++)
 		report(v, " %llx", (unsigned long long)r->internal.data[i]);
-	report_state(k, vcpu);
+	report_place(k, vcpu);
 	return EXIT_ERROR;
 }
 
@@ -152,7 +145,7 @@ static enum engine_exit bad_exit(struct kvm_engine *k, unsigned vcpu)
 		report(v, "kvm: the kernel ended the VM, system event %u", r->system_event.type);
 	else
 		report(v, "kvm: unexpected exit reason %u", r->exit_reason);
-	report_state(k, vcpu);
+	report_place(k, vcpu);
 	return EXIT_ERROR;
 }
 
@@ -206,7 +199,7 @@ static enum engine_exit run_loop(struct kvm_engine *k, unsigned vcpu)
 				continue;
 			report(v, "kvm: KVM_RUN failed: %s (exit reason %u)", strerror(errno),
 			       v->run_page->exit_reason);
-			report_state(k, vcpu);
+			report_place(k, vcpu);
 			return EXIT_ERROR;
 		}
 		if (!handle_exit(k, vcpu, &out))
