@@ -125,7 +125,7 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, struct block *b, 
 static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 {
 	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], addr = (uintptr_t)si->si_addr, insn_host = 0, guest_pc;
-	bool has_addr = si->si_code == SEGV_MAPERR || si->si_code == SEGV_ACCERR;
+	bool has_addr = si->si_signo == SIGSEGV && (si->si_code == SEGV_MAPERR || si->si_code == SEGV_ACCERR);
 	uint64_t hole = (uintptr_t)sv->ctx->gs - VCPU_OFF - HOLE_SIZE;
 	struct block *b;
 
@@ -167,7 +167,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	}
 	sv->stats.sig_segv++;
 	ctx_sync(sv);
-	if (sig == SIGSEGV) {
+	if (sig == SIGSEGV || uc->uc_mcontext.gregs[REG_TRAPNO] == EXC_SS) { /* #SS: not canonical, based on rsp or rbp */
 		on_segv(sv, uc, si);
 		return;
 	}
