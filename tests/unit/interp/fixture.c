@@ -1,6 +1,7 @@
 #include "fixture.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 /* --- the flat MMU --- */
 
@@ -251,4 +252,20 @@ uint64_t rnd(void)
 	x ^= x << 25;
 	x ^= x >> 27;
 	return x * 0x2545f4914f6cdd1d;
+}
+
+void host_run(const uint8_t *bytes, unsigned len, struct host_regs *h)
+{
+	uint8_t *code = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t flags = h->rflags | FL_FIXED | FL_IF;
+
+	assert_ptr_not_equal(code, MAP_FAILED);
+	memcpy(code, bytes, len);
+	code[len] = 0xc3;
+	__asm__ volatile("sub $128, %%rsp; push %[f]; popf; call *%[code]; pushf; pop %[f]; cld; add $128, %%rsp"
+			 : "+a"(h->rax), "+c"(h->rcx), "+d"(h->rdx), "+S"(h->rsi), "+D"(h->rdi), [f] "+r"(flags)
+			 : [code] "r"(code)
+			 : "memory", "cc", "r8", "r9", "r10", "r11");
+	h->rflags = flags;
+	munmap(code, PAGE_SIZE);
 }

@@ -89,6 +89,12 @@ bool rig_run(struct rig *r, const uint8_t *bytes, unsigned len);
 
 uint64_t rnd(void);
 
+/* The CPU itself as the authority: run bytes (RET is added) natively in a page of its own. */
+struct host_regs {
+	uint64_t rax, rcx, rdx, rsi, rdi, rflags;
+};
+void host_run(const uint8_t *bytes, unsigned len, struct host_regs *h);
+
 int rig_setup(void **state);
 int rig_teardown(void **state);
 #define TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)

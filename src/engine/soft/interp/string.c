@@ -12,7 +12,6 @@ struct side {
 	bool write;
 	uint64_t off; /* of the first element */
 	gva_t la;     /* linear address of the first element */
-	gva_t low;    /* lowest linear address of the run */
 };
 
 struct str {
@@ -59,23 +58,25 @@ static bool side_run(struct vcpu *v, const struct str *st, struct side *s, uint6
 	if (!seg_linear(v, s->seg, s->off, st->size, s->write, &s->la))
 		return false;
 	run = min_u64(run_in_page(st, s), *n);
-	s->low = s->la;
 	if (run > 1) {
 		uint64_t low = st->down ? s->off - (run - 1) * st->size : s->off;
+		gva_t unused;
 
 		/* The end of the segment lies within: go one by one up to it. */
-		if (!seg_linear(v, s->seg, low, run * st->size, s->write, &s->low))
+		if (!seg_linear(v, s->seg, low, run * st->size, s->write, &unused))
 			run = 0;
 	}
 	*n = run > 1 ? run : 0;
 	return true;
 }
 
-static bool host_run(struct vcpu *v, const struct side *s, uint8_t **host)
+/* Host address of the lowest byte of a run of n elements; NULL: not plain RAM. */
+static bool host_run(struct vcpu *v, const struct str *st, const struct side *s, uint64_t n, uint8_t **host)
 {
+	gva_t low = st->down ? s->la - (n - 1) * st->size : s->la;
 	void *p;
 
-	if (!mmu_host_ptr(v, s->low, s->write ? MMU_WRITE : MMU_READ, &p))
+	if (!mmu_host_ptr(v, low, s->write ? MMU_WRITE : MMU_READ, &p))
 		return false;
 	*host = p;
 	return true;
@@ -120,7 +121,7 @@ static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *s
 
 	if (!side_run(v, st, &src, &n) || !side_run(v, st, &dst, &n))
 		return false;
-	if (n && (!host_run(v, &src, &from) || !host_run(v, &dst, &to)))
+	if (n && (!host_run(v, st, &src, n, &from) || !host_run(v, st, &dst, n, &to)))
 		n = 0; /* a fault within the first page: the element-wise path below meets it in order */
 	if (n && from && to) {
 		copy_run(to, from, n, st);
@@ -143,7 +144,7 @@ static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *s
 
 	if (!side_run(v, st, &dst, &n))
 		return false;
-	if (n && !host_run(v, &dst, &to))
+	if (n && !host_run(v, st, &dst, n, &to))
 		return false;
 	if (n && to) {
 		fill_run(to, v->s.gpr[R_AX], n, st->size);
@@ -224,7 +225,7 @@ static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *s
 
 	if (!side_run(v, st, &src, &n) || !side_run(v, st, &dst, &n))
 		return false;
-	if (n && (!host_run(v, &src, &a) || !host_run(v, &dst, &b)))
+	if (n && (!host_run(v, st, &src, n, &a) || !host_run(v, st, &dst, n, &b)))
 		return false;
 	if (n && a && b) {
 		n = compare_run(v, a, b, 0, n, st, stop);
@@ -247,7 +248,7 @@ static bool scas_step(struct vcpu *v, const struct insn *in, const struct str *s
 	uint64_t n = max, x = gpr_get(v, R_AX, st->size), y;
 	uint8_t *b = NULL;
 
-	if (!side_run(v, st, &dst, &n) || (n && !host_run(v, &dst, &b)))
+	if (!side_run(v, st, &dst, &n) || (n && !host_run(v, st, &dst, n, &b)))
 		return false;
 	if (n && b) {
 		n = compare_run(v, NULL, b, x, n, st, stop);
