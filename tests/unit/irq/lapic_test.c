@@ -372,6 +372,8 @@ static void timer_one_shot_stop_and_divisor_change(void **state)
 	expect_none(f, 0);
 	fx_advance(f, 1);
 	expect_vector(f, 0, 0x40);
+	wr(f, 0, LAPIC_TDCR, 0xb); /* starts nothing */
+	assert_int_equal(timer_queue_deadline(&f->q), TIMER_NEVER);
 	/* Masked: it counts, and interrupts nobody. */
 	wr(f, 0, LAPIC_LVT_TIMER, 0x10040);
 	wr(f, 0, LAPIC_TMICT, 1000);
