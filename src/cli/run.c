@@ -276,11 +276,11 @@ static int run(struct run_options *o)
 			fprintf(stderr, "doppel: ^] ends the run\n");
 	}
 	stop = machine_run(m, &stuck);
+	host_error = stuck ? NULL : o->cfg.board->run_error(m);
 	chardev_restore_terminal();
 	status = conclude(m, stop, o->quiet);
 	if (stuck)
 		_exit(status);
-	host_error = o->cfg.board->run_error(m);
 	if (host_error) {
 		error_set(&err, "%s", host_error);
 		error_hint(&err, "output of the guest was lost");

@@ -227,10 +227,9 @@ void machine_free(struct machine *m)
 {
 	if (!m)
 		return;
-	pthread_mutex_lock(&m->lock);
+	/* No other thread is left; without the lock, as back ends want to be closed. */
 	timer_queue_set_notify(&m->timers, NULL, NULL);
 	m->cfg.board->free(m);
-	pthread_mutex_unlock(&m->lock);
 	if (m->engine)
 		m->engine->ops->destroy(m->engine);
 	bus_free(m->bus);

@@ -43,7 +43,7 @@ struct machine_stop {
 
 struct board {
 	const char *name;
-	/* Make the devices on m->bus; on failure what was made is freed by `free`. Lock held, as for reset and free. */
+	/* Make the devices on m->bus; on failure what was made is freed by `free`. Lock held, as for reset. */
 	bool (*build)(struct machine *m, struct error *err);
 	/*
 	 * Put kernel, initrd and tables into RAM and the boot vCPU at their entry. Once at start and after each reset, without
@@ -51,9 +51,9 @@ struct board {
 	 */
 	bool (*load)(struct machine *m, struct error *err);
 	void (*reset)(struct machine *m);
-	void (*free)(struct machine *m);
-	/* A host error that a back end met while running, NULL when none. */
-	const char *(*run_error)(const struct machine *m);
+	void (*free)(struct machine *m); /* no other thread is left */
+	/* Write out what back ends hold. A host error that one of them met, NULL when none. */
+	const char *(*run_error)(struct machine *m);
 };
 
 /* Strings and arrays stay the caller's and live as long as the machine. */

@@ -265,12 +265,17 @@ static void micro_free(struct machine *m)
 	m->devices = NULL;
 }
 
-static const char *micro_run_error(const struct machine *m)
+static const char *micro_run_error(struct machine *m)
 {
-	const struct micro *b = m->devices;
-	const char *e = chardev_error(b->serial_chr);
+	struct micro *b = m->devices;
+	const char *e;
 
-	return e || !b->console_chr ? e : chardev_error(b->console_chr);
+	chardev_flush(b->serial_chr);
+	e = chardev_error(b->serial_chr);
+	if (e || !b->console_chr)
+		return e;
+	chardev_flush(b->console_chr);
+	return chardev_error(b->console_chr);
 }
 
 const struct board board_micro = {

@@ -68,7 +68,7 @@ def kernels():
         bad("run", "--engine", "soft", "--kernel", d.file(name, data), words=[name])
     bad("run", "--engine", "soft", "--kernel", d / "missing", words=["missing", "No such file"])
     bad("run", "--engine", "soft", "--kernel", d.path, words=[os.path.basename(d.path)])
-    bad("run", "--engine", "soft", "--kernel", good, "-m", "1M", words=["RAM"])
+    bad("run", "--engine", "soft", "--kernel", good, "-m", "1M", words=["memory"])
 
 
 def initrds():
@@ -83,7 +83,8 @@ def initrds():
         return
     with open(kernel, "rb") as f:
         whole = f.read()
-    for n in 600, 20000, len(whole) // 2, len(whole) - 1:
+    protected = (whole[0x1F1] + 1) * 512 + 16 * struct.unpack_from("<I", whole, 0x1F4)[0]  # a signature may follow
+    for n in 600, 20000, len(whole) // 2, protected - 1:
         bad("run", "--engine", "soft", "--kernel", d.file(f"cut-{n}", whole[:n]), words=[f"cut-{n}"])
     bad("run", "--engine", "soft", "--kernel", kernel, "--initrd", d / "missing", words=["missing", "No such file"])
     bad("run", "--engine", "soft", "--kernel", kernel, "--initrd", big, "-m", "512M", words=["big"])

@@ -3,6 +3,7 @@
 
 usage: endings.py DOPPEL
 """
+import fcntl
 import os
 import pty
 import select
@@ -15,7 +16,7 @@ import time
 from harness import (Checks, Directory, HANG, SPIN, guest_exit, guest_print, guest_reset, guest_reset_loop,
                      multiboot, TRIPLE_FAULT, run, skip, usable_engines, wait_for)
 
-RESETS = 1000
+RESETS = 10000
 
 doppel = sys.argv[1]
 check = Checks()
@@ -63,7 +64,8 @@ def by_escape(engine):
             ("triple", guest_print(b"up", TRIPLE_FAULT), lambda m, p: None, 4)):
         master, slave = pty.openpty()
         before = termios.tcgetattr(slave)
-        p = start(engine, d.file(name, image), stdin=slave, stdout=slave, stderr=slave)
+        p = start(engine, d.file(name, image), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                  preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0))
         seen = b""
         while not seen.endswith(b"up") and b"triple" not in seen and select.select([master], [], [], 20)[0]:
             seen += os.read(master, 1000)

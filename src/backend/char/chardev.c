@@ -16,7 +16,7 @@
 #include "base/timer.h"
 
 #define OUTPUT_DELAY_NS 1000000 /* bytes of one millisecond go out in one write */
-#define CLOSE_FLUSH_NS INT64_C(1000000000)
+#define FLUSH_NS INT64_C(1000000000)
 
 static const struct {
 	const char *prefix;
@@ -362,9 +362,9 @@ fail:
 	return NULL;
 }
 
-static void flush_at_close(struct chardev *c)
+void chardev_flush(struct chardev *c)
 {
-	int64_t end = clock_now() + CLOSE_FLUSH_NS;
+	int64_t end = clock_now() + FLUSH_NS;
 
 	pthread_mutex_lock(&c->lock);
 	flush_locked(c);
@@ -381,7 +381,7 @@ void chardev_close(struct chardev *c)
 {
 	if (!c)
 		return;
-	flush_at_close(c);
+	chardev_flush(c);
 	/* From here on the loop's thread is out of it. */
 	loop_del(c->loop, c->kickfd);
 	loop_del(c->loop, c->listenfd);

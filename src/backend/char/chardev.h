@@ -29,6 +29,8 @@ struct chardev_client {
  */
 struct chardev *chardev_open(const char *spec, struct loop *loop, pthread_mutex_t *lock, void (*on_escape)(void *ctx),
 			     void *escape_ctx, struct error *err);
+/* Write out what the peer takes within a second. */
+void chardev_flush(struct chardev *c);
 /*
  * Flushes what it can within a second, restores the terminal, frees. Without the machine lock: it waits for a callback
  * that runs. No device uses it any more.

@@ -83,8 +83,10 @@ static bool listen_at(struct chardev *c, const char *path, struct error *err)
 	c->listenfd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	/* On Linux the mode of an unbound socket, less the umask, becomes the mode of the name: no window. */
 	if (c->listenfd < 0 || fchmod(c->listenfd, 0600) < 0 ||
-	    bind(c->listenfd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
-		return error_set(err, "cannot make the socket '%s': %s", path, strerror(errno));
+	    bind(c->listenfd, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
+		error_set(err, "cannot make the socket '%s': %s", path, strerror(errno));
+		return error_hint(err, "name one in a directory that you may write to");
+	}
 	c->path = strdup(path);
 	if (c->path && lstat(path, &st) == 0) {
 		c->path_dev = st.st_dev;
