@@ -296,14 +296,6 @@ static bool code_breakpoint(struct soft_vcpu *sv)
 	return hit;
 }
 
-static bool code_breakpoints_on(const struct cpu_state *s)
-{
-	for (unsigned i = 0; i < 4; i++)
-		if (((s->dr[7] >> (2 * i)) & 3) && !((s->dr[7] >> (16 + 4 * i)) & 3))
-			return true;
-	return false;
-}
-
 /* One instruction with all that hangs on instruction boundaries: shadows, RF, TF, breakpoints. */
 static void slow_step(struct soft_vcpu *sv)
 {
@@ -318,6 +310,7 @@ static void slow_step(struct soft_vcpu *sv)
 		return;
 	}
 	s->shadow_sti = s->shadow_mov_ss = 0;
+	sv->data_hits = 0;
 	in.kind = INSN_NATIVE;
 	if (!step_insn(sv, &in)) {
 		if (!sv->v.fatal)
@@ -330,8 +323,9 @@ static void slow_step(struct soft_vcpu *sv)
 		if (in.kind != INSN_IRET && in.kind != INSN_POPF)
 			s->rflags &= ~FL_RF;
 	}
-	if (tf && !traps_itself(&in) && !s->shadow_mov_ss && !sv->v.fatal && !sv->v.triple_fault) {
-		s->dr[6] |= BIT(14);
+	tf = tf && !traps_itself(&in);
+	if ((tf || sv->data_hits) && !s->shadow_mov_ss && !sv->v.fatal && !sv->v.triple_fault) {
+		s->dr[6] = (s->dr[6] & ~UINT64_C(0xf)) | sv->data_hits | (tf ? BIT(14) : 0);
 		sv->v.exc = (struct vcpu_exc){.vector = EXC_DB, .is_db_trap = true};
 		deliver(sv, EVENT_EXCEPTION, EXC_DB);
 	}
@@ -537,7 +531,7 @@ enum engine_exit soft_run(struct soft_vcpu *sv)
 		}
 		if (sv->hflags_stale)
 			refresh(sv);
-		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || ((s->dr[7] & 0xff) && code_breakpoints_on(s))) {
+		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || (s->dr[7] & 0xff)) {
 			link = -1;
 			slow_step(sv);
 			continue;

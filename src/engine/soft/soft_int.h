@@ -179,6 +179,7 @@ struct soft_vcpu {
 	uint32_t next_gen;
 	uint32_t hflags;
 	bool hflags_stale;
+	uint8_t data_hits;     /* DR0-3 whose data breakpoint the current instruction hit */
 	bool stepping;         /* a step stub runs: guest pc is v.s.rip */
 
 	/* Requests from other threads and signal handlers. */

@@ -76,6 +76,26 @@ static void mmio_write(struct vcpu *v, gpa_t gpa, const uint8_t *buf, unsigned l
 	}
 }
 
+/*
+ * Data breakpoints (SDM vol. 3, 17.2.4). While DR7 enables any breakpoint every instruction takes the slow path, so all
+ * accesses of instructions pass here; implicit ones of the CPU do not count.
+ */
+static void watch_access(struct vcpu *v, gva_t la, unsigned len, unsigned flags)
+{
+	static const uint8_t size[4] = {1, 2, 8, 4};
+	uint64_t dr7 = v->s.dr[7];
+
+	if (flags & MMU_SYSTEM)
+		return;
+	for (unsigned i = 0; i < 4; i++) {
+		unsigned rw = (dr7 >> (16 + 4 * i)) & 3, n = size[(dr7 >> (18 + 4 * i)) & 3];
+		gva_t at = v->s.dr[i] & ~(uint64_t)(n - 1);
+
+		if (((dr7 >> (2 * i)) & 3) && (rw == 3 || (rw == 1 && (flags & MMU_WRITE))) && la < at + n && at < la + len)
+			soft_vcpu(v)->data_hits |= (uint8_t)BIT(i);
+	}
+}
+
 /* Where one page of an access goes. host NULL: MMIO at gpa. */
 struct piece {
 	uint8_t *host;
@@ -113,6 +133,8 @@ static unsigned translate_range(struct vcpu *v, gva_t la, unsigned len, unsigned
 
 	if (!cpu_long_mode(&v->s))
 		la &= 0xffffffff;
+	if (v->s.dr[7] & 0xff)
+		watch_access(v, la, len, flags);
 	if (!translate_piece(v, la, flags, &p[0]))
 		return 0;
 	p[0].len = first;
@@ -187,6 +209,8 @@ bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host)
 		la &= 0xffffffff;
 	if (!translate_piece(v, la, flags, &p))
 		return false;
+	if (v->s.dr[7] & 0xff) /* one access at a time, each with its length */
+		p.host = NULL;
 	*host = p.host;
 	if (p.host && (flags & MMU_WRITE) && ram_offset(e->cfg.ram, p.gpa & ~(PAGE_SIZE - 1), &off) && e->watch[off >> PAGE_SHIFT])
 		*host = NULL;
