@@ -1,11 +1,10 @@
 /*
  * Cross-check of the decoder with Zydis, and a benchmark.
  *
- *   decode-cross                      a seeded sample of the opcode space in all modes, and this program's own code (the suite)
- *   decode-cross --full               every opcode x prefixes x modrm classes x modes
- *   decode-cross --random N [--seed S]
- *   decode-cross --binary FILE...     linear sweep of the code of ELF files
- *   decode-cross --bench FILE         nanoseconds per instruction
+ *   decode-cross                      a seeded sample of the opcode space in all modes, and this program's own code
+ * (the suite) decode-cross --full               every opcode x prefixes x modrm classes x modes decode-cross --random N
+ * [--seed S] decode-cross --binary FILE...     linear sweep of the code of ELF files decode-cross --bench FILE
+ * nanoseconds per instruction
  *
  * Exit status 1 when a difference was found that zydis_compare.c does not list with its reason.
  */
@@ -72,7 +71,8 @@ static void check_case(struct check *k, const uint8_t *bytes, unsigned n)
 /* The classes of addressing: mod, and rm or sib with and without base and index. */
 static void check_modrm(struct check *k, uint8_t *b, unsigned n)
 {
-	static const uint8_t forms[] = {0x00, 0x04, 0x05, 0x06, 0x40, 0x44, 0x45, 0x80, 0x84, 0xc0, 0xc1, 0xc4, 0xc5, 0xc7};
+	static const uint8_t forms[] = {0x00, 0x04, 0x05, 0x06, 0x40, 0x44, 0x45,
+					0x80, 0x84, 0xc0, 0xc1, 0xc4, 0xc5, 0xc7};
 
 	for (unsigned reg = 0; reg < 8; reg++)
 		for (unsigned i = 0; i < sizeof(forms); i++) {
@@ -84,8 +84,9 @@ static void check_modrm(struct check *k, uint8_t *b, unsigned n)
 static void sweep_legacy(struct check *k)
 {
 	static const char *const prefixes[] = {
-		"", "\x66", "\xf3", "\xf2", "\x67", "\xf0", "\x48", "\x41", "\x45", "\x66\x48", "\xf3\x48", "\xf2\x48", "\x66\xf2", "\x66\xf3",
-		"\xf2\x66", "\xf0\x66", "\xf0\x48", "\x64", "\x36\x67", "\x4f\x66", "\x66\x67", "\xf3\x66\x44",
+		"",	    "\x66",	"\xf3",	    "\xf2",	"\x67",	    "\xf0",	    "\x48",	"\x41",
+		"\x45",	    "\x66\x48", "\xf3\x48", "\xf2\x48", "\x66\xf2", "\x66\xf3",	    "\xf2\x66", "\xf0\x66",
+		"\xf0\x48", "\x64",	"\x36\x67", "\x4f\x66", "\x66\x67", "\xf3\x66\x44",
 	};
 
 	for (unsigned p = 0; p < ARRAY_LEN(prefixes); p++)
@@ -221,7 +222,8 @@ static bool open_code(const char *path, struct code *c)
 
 	c->size = 0;
 	for (unsigned i = 0; i < eh->e_phnum; i++)
-		if (ph[i].p_type == PT_LOAD && (ph[i].p_flags & PF_X) && range_ok(ph[i].p_offset, ph[i].p_filesz, c->map_size)) {
+		if (ph[i].p_type == PT_LOAD && (ph[i].p_flags & PF_X) &&
+		    range_ok(ph[i].p_offset, ph[i].p_filesz, c->map_size)) {
 			c->bytes = base + ph[i].p_offset;
 			c->size = ph[i].p_filesz;
 		}
@@ -271,7 +273,9 @@ static bool bench(const char *path)
 		for (size_t off = 0; off < c.size; n++) {
 			size_t left = c.size - off;
 
-			off += insn_decode(c.bytes + off, left < 64 ? (unsigned)left : 64, MODE_64, &in) == DECODE_OK ? in.len : 1;
+			off += insn_decode(c.bytes + off, left < 64 ? (unsigned)left : 64, MODE_64, &in) == DECODE_OK
+				       ? in.len
+				       : 1;
 			sum += in.mem_size;
 		}
 		clock_gettime(CLOCK_MONOTONIC, &t1);
@@ -307,10 +311,11 @@ int main(int argc, char **argv)
 		if (!sweep_binary(&k, "/proc/self/exe"))
 			return 1;
 	} else {
-		fprintf(stderr, "usage: decode-cross [--full | --random N [--seed S] | --binary FILE... | --bench FILE]\n");
+		fprintf(stderr,
+			"usage: decode-cross [--full | --random N [--seed S] | --binary FILE... | --bench FILE]\n");
 		return 2;
 	}
-	printf("%lu the same, %lu invalid in both, %lu allowed differences, %lu differences\n", k.count[CMP_SAME], k.count[CMP_INVALID],
-		k.count[CMP_ALLOWED], k.count[CMP_DIFFERS]);
+	printf("%lu the same, %lu invalid in both, %lu allowed differences, %lu differences\n", k.count[CMP_SAME],
+	       k.count[CMP_INVALID], k.count[CMP_ALLOWED], k.count[CMP_DIFFERS]);
 	return k.count[CMP_DIFFERS] != 0;
 }

@@ -117,8 +117,10 @@ static void test_masking(void **state)
 	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
 		struct insn in = decoded(cases[i].hex, MODE_64);
 
-		if (in.mem_masked != cases[i].masked || in.mem != cases[i].mem || in.mem_size != cases[i].size || in.disp != cases[i].disp)
-			fail_msg("%s: masked %d mem %u size %u disp %ld", cases[i].hex, in.mem_masked, in.mem, in.mem_size, (long)in.disp);
+		if (in.mem_masked != cases[i].masked || in.mem != cases[i].mem || in.mem_size != cases[i].size ||
+		    in.disp != cases[i].disp)
+			fail_msg("%s: masked %d mem %u size %u disp %ld", cases[i].hex, in.mem_masked, in.mem,
+				 in.mem_size, (long)in.disp);
 	}
 }
 
@@ -129,13 +131,19 @@ static void test_x87_wait(void **state)
 		bool wait;
 		unsigned unit;
 	} cases[] = {
-		{"d9 00", true, UNIT_X87},      {"9b", true, UNIT_X87},        {"d9 28", true, UNIT_X87},     /* fld, fwait, fldcw */
-		{"d9 38", false, UNIT_X87},     {"dd 38", false, UNIT_X87},    {"df e0", false, UNIT_X87},    /* fnstcw, fnstsw */
-		{"db e2", false, UNIT_X87},     {"db e3", false, UNIT_X87},    {"d9 30", false, UNIT_X87},    /* fnclex, fninit, fnstenv */
-		{"dd 30", false, UNIT_X87},     {"dd 20", true, UNIT_X87},     {"0f ae 00", false, UNIT_X87}, /* fnsave, frstor, fxsave */
-		{"0f 77", true, UNIT_MMX},      {"0f fe c1", true, UNIT_MMX},  {"66 0f fe c1", false, UNIT_SSE},
-		{"0f 2a 00", true, UNIT_SSE},   {"0f c4 c0 00", true, UNIT_MMX}, {"f3 0f d6 c0", true, UNIT_SSE},
-		{"c5 f0 58 00", false, UNIT_AVX}, {"c5 fc 4a c0", false, UNIT_AVX512}, {"c4 e2 70 f2 c0", false, UNIT_INT},
+		{"d9 00", true, UNIT_X87},	     {"9b", true, UNIT_X87},
+		{"d9 28", true, UNIT_X87}, /* fld, fwait, fldcw */
+		{"d9 38", false, UNIT_X87},	     {"dd 38", false, UNIT_X87},
+		{"df e0", false, UNIT_X87}, /* fnstcw, fnstsw */
+		{"db e2", false, UNIT_X87},	     {"db e3", false, UNIT_X87},
+		{"d9 30", false, UNIT_X87}, /* fnclex, fninit, fnstenv */
+		{"dd 30", false, UNIT_X87},	     {"dd 20", true, UNIT_X87},
+		{"0f ae 00", false, UNIT_X87}, /* fnsave, frstor, fxsave */
+		{"0f 77", true, UNIT_MMX},	     {"0f fe c1", true, UNIT_MMX},
+		{"66 0f fe c1", false, UNIT_SSE},    {"0f 2a 00", true, UNIT_SSE},
+		{"0f c4 c0 00", true, UNIT_MMX},     {"f3 0f d6 c0", true, UNIT_SSE},
+		{"c5 f0 58 00", false, UNIT_AVX},    {"c5 fc 4a c0", false, UNIT_AVX512},
+		{"c4 e2 70 f2 c0", false, UNIT_INT},
 	};
 
 	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
@@ -199,7 +207,8 @@ static void test_prefixes(void **state)
 	assert_int_equal(decoded("66 50", MODE_64).osz, 2);
 	assert_int_equal(decoded("50", MODE_64).osz, 8);
 	in = decoded("64 8b 04 25 28 00 00 00", MODE_64);
-	assert_true(in.seg == SEG_FS && in.seg_override && in.base == -1 && in.index == -1 && !in.rip_rel && in.disp == 0x28);
+	assert_true(in.seg == SEG_FS && in.seg_override && in.base == -1 && in.index == -1 && !in.rip_rel &&
+		    in.disp == 0x28);
 	in = decoded("2e 8b 45 00", MODE_64);
 	assert_true(in.seg == SEG_SS && !in.seg_override);
 	assert_int_equal(decode_hex("f0 89 00", MODE_64, &in), DECODE_INVALID);
@@ -209,7 +218,8 @@ static void test_prefixes(void **state)
 	assert_int_equal(decode_hex("66 c5 f8 58 c0", MODE_64, &in), DECODE_INVALID);
 	assert_int_equal(decode_hex("66 66 66 66 66 66 66 66 66 66 66 66 66 66 66 90", MODE_64, &in), DECODE_TOO_LONG);
 	assert_int_equal(decode_hex("66 66 66 66 66 66 66 66 66 66 66 66 66 66 90", MODE_64, &in), DECODE_OK);
-	assert_int_equal(decode_hex("2e 2e 2e 2e 2e 48 81 84 88 78 56 34 12 21 43 65 07", MODE_64, &in), DECODE_TOO_LONG);
+	assert_int_equal(decode_hex("2e 2e 2e 2e 2e 48 81 84 88 78 56 34 12 21 43 65 07", MODE_64, &in),
+			 DECODE_TOO_LONG);
 }
 
 static void test_immediates(void **state)
@@ -220,7 +230,8 @@ static void test_immediates(void **state)
 	in = decoded("ea 78 56 34 12 08 00", MODE_32);
 	assert_true(in.kind == INSN_JMP_FAR_PTR && in.imm == 0x12345678 && in.imm2 == 8);
 	in = decoded("48 a1 88 77 66 55 44 33 22 11", MODE_64);
-	assert_true(in.kind == INSN_NATIVE && in.mem == MEM_READ && in.mem_size == 8 && in.disp == 0x1122334455667788 && in.disp_len == 8);
+	assert_true(in.kind == INSN_NATIVE && in.mem == MEM_READ && in.mem_size == 8 && in.disp == 0x1122334455667788 &&
+		    in.disp_len == 8);
 	assert_true(in.base == -1 && in.index == -1 && in.disp_off == 2 && in.imm_len == 0);
 	in = decoded("67 a2 f0 ff ff ff", MODE_64);
 	assert_true(in.mem == MEM_WRITE && in.mem_size == 1 && in.disp == 0xfffffff0);
@@ -263,18 +274,31 @@ static void test_mem_offset(void **state)
 static void test_invalid(void **state)
 {
 	static const char *const cases[] = {
-		"0f 0f c0 9e",          /* 3DNow! */
-		"8f e8 78 c2 c0 00",    /* XOP */
-		"0f 01 d5", "0f 01 d6", /* XEND, XTEST */
-		"c6 f8 00", "c7 f8 00 00 00 00", /* XABORT, XBEGIN */
-		"66 0f 38 f8 00",       /* MOVDIR64B */
-		"0f 01 e8",             /* SERIALIZE */
-		"0f 22 c8",             /* MOV CR1 */
-		"44 0f 23 c0",          /* MOV DR8 */
-		"62 f1 7c c8 58 c0",    /* z without a mask */
-		"62 f1 7d 58 fe c0",    /* rounding where there is none */
-		"c4 e2 71 92 04 08",    /* gather: mask and destination differ, index is the mask */
-		"06", "27", "37", "60", "62 00", "82 c0 00", "9a", "c4 00", "ce", "d4", "d6", "ea", /* not in 64-bit mode */
+		"0f 0f c0 9e",	     /* 3DNow! */
+		"8f e8 78 c2 c0 00", /* XOP */
+		"0f 01 d5",
+		"0f 01 d6", /* XEND, XTEST */
+		"c6 f8 00",
+		"c7 f8 00 00 00 00", /* XABORT, XBEGIN */
+		"66 0f 38 f8 00",    /* MOVDIR64B */
+		"0f 01 e8",	     /* SERIALIZE */
+		"0f 22 c8",	     /* MOV CR1 */
+		"44 0f 23 c0",	     /* MOV DR8 */
+		"62 f1 7c c8 58 c0", /* z without a mask */
+		"62 f1 7d 58 fe c0", /* rounding where there is none */
+		"c4 e2 71 92 04 08", /* gather: mask and destination differ, index is the mask */
+		"06",
+		"27",
+		"37",
+		"60",
+		"62 00",
+		"82 c0 00",
+		"9a",
+		"c4 00",
+		"ce",
+		"d4",
+		"d6",
+		"ea", /* not in 64-bit mode */
 	};
 	struct insn in;
 
@@ -304,7 +328,8 @@ static void test_bounds(void **state)
 	assert_ptr_not_equal(page, MAP_FAILED);
 	assert_int_equal(mprotect(page + PAGE_SIZE, PAGE_SIZE, PROT_NONE), 0);
 	for (unsigned i = 0; i < 200000; i++) {
-		static const uint8_t starts[] = {0x0f, 0x62, 0xc4, 0xc5, 0x66, 0xf3, 0x48, 0x67, 0xf0, 0xc8, 0xa1, 0xf6};
+		static const uint8_t starts[] = {0x0f, 0x62, 0xc4, 0xc5, 0x66, 0xf3,
+						 0x48, 0x67, 0xf0, 0xc8, 0xa1, 0xf6};
 		enum insn_cpu_mode mode = i % 3;
 		uint8_t bytes[64];
 		struct insn full, in;

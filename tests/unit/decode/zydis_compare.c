@@ -49,15 +49,51 @@ static void init_decoder(ZydisDecoder *d, enum insn_cpu_mode mode)
 static bool hidden_set(ZydisISASet set)
 {
 	static const ZydisISASet hidden[] = {
-		ZYDIS_ISA_SET_AMD3DNOW, ZYDIS_ISA_SET_AMD_INVLPGB, ZYDIS_ISA_SET_AMX_BF16, ZYDIS_ISA_SET_AMX_INT8, ZYDIS_ISA_SET_AMX_TILE,
-		ZYDIS_ISA_SET_AVX512ER_512, ZYDIS_ISA_SET_AVX512ER_SCALAR, ZYDIS_ISA_SET_AVX512PF_512, ZYDIS_ISA_SET_AVX512_4FMAPS_512,
-		ZYDIS_ISA_SET_AVX512_4FMAPS_SCALAR, ZYDIS_ISA_SET_AVX512_4VNNIW_512, ZYDIS_ISA_SET_CET, ZYDIS_ISA_SET_ENQCMD,
-		ZYDIS_ISA_SET_FMA4, ZYDIS_ISA_SET_XOP, ZYDIS_ISA_SET_LWP, ZYDIS_ISA_SET_TBM, ZYDIS_ISA_SET_HRESET, ZYDIS_ISA_SET_KEYLOCKER,
-		ZYDIS_ISA_SET_KEYLOCKER_WIDE, ZYDIS_ISA_SET_KNCE, ZYDIS_ISA_SET_KNCJKBR, ZYDIS_ISA_SET_KNCSTREAM, ZYDIS_ISA_SET_KNCV,
-		ZYDIS_ISA_SET_KNC_MISC, ZYDIS_ISA_SET_KNC_PF_HINT, ZYDIS_ISA_SET_MCOMMIT, ZYDIS_ISA_SET_MONITORX, ZYDIS_ISA_SET_MPX,
-		ZYDIS_ISA_SET_PADLOCK_ACE, ZYDIS_ISA_SET_PADLOCK_PHE, ZYDIS_ISA_SET_PADLOCK_PMM, ZYDIS_ISA_SET_PADLOCK_RNG,
-		ZYDIS_ISA_SET_PCONFIG, ZYDIS_ISA_SET_PT, ZYDIS_ISA_SET_RDPRU, ZYDIS_ISA_SET_RTM, ZYDIS_ISA_SET_SERIALIZE, ZYDIS_ISA_SET_SGX,
-		ZYDIS_ISA_SET_SGX_ENCLV, ZYDIS_ISA_SET_SMX, ZYDIS_ISA_SET_SNP, ZYDIS_ISA_SET_TDX, ZYDIS_ISA_SET_TSX_LDTRK, ZYDIS_ISA_SET_UINTR,
+		ZYDIS_ISA_SET_AMD3DNOW,
+		ZYDIS_ISA_SET_AMD_INVLPGB,
+		ZYDIS_ISA_SET_AMX_BF16,
+		ZYDIS_ISA_SET_AMX_INT8,
+		ZYDIS_ISA_SET_AMX_TILE,
+		ZYDIS_ISA_SET_AVX512ER_512,
+		ZYDIS_ISA_SET_AVX512ER_SCALAR,
+		ZYDIS_ISA_SET_AVX512PF_512,
+		ZYDIS_ISA_SET_AVX512_4FMAPS_512,
+		ZYDIS_ISA_SET_AVX512_4FMAPS_SCALAR,
+		ZYDIS_ISA_SET_AVX512_4VNNIW_512,
+		ZYDIS_ISA_SET_CET,
+		ZYDIS_ISA_SET_ENQCMD,
+		ZYDIS_ISA_SET_FMA4,
+		ZYDIS_ISA_SET_XOP,
+		ZYDIS_ISA_SET_LWP,
+		ZYDIS_ISA_SET_TBM,
+		ZYDIS_ISA_SET_HRESET,
+		ZYDIS_ISA_SET_KEYLOCKER,
+		ZYDIS_ISA_SET_KEYLOCKER_WIDE,
+		ZYDIS_ISA_SET_KNCE,
+		ZYDIS_ISA_SET_KNCJKBR,
+		ZYDIS_ISA_SET_KNCSTREAM,
+		ZYDIS_ISA_SET_KNCV,
+		ZYDIS_ISA_SET_KNC_MISC,
+		ZYDIS_ISA_SET_KNC_PF_HINT,
+		ZYDIS_ISA_SET_MCOMMIT,
+		ZYDIS_ISA_SET_MONITORX,
+		ZYDIS_ISA_SET_MPX,
+		ZYDIS_ISA_SET_PADLOCK_ACE,
+		ZYDIS_ISA_SET_PADLOCK_PHE,
+		ZYDIS_ISA_SET_PADLOCK_PMM,
+		ZYDIS_ISA_SET_PADLOCK_RNG,
+		ZYDIS_ISA_SET_PCONFIG,
+		ZYDIS_ISA_SET_PT,
+		ZYDIS_ISA_SET_RDPRU,
+		ZYDIS_ISA_SET_RTM,
+		ZYDIS_ISA_SET_SERIALIZE,
+		ZYDIS_ISA_SET_SGX,
+		ZYDIS_ISA_SET_SGX_ENCLV,
+		ZYDIS_ISA_SET_SMX,
+		ZYDIS_ISA_SET_SNP,
+		ZYDIS_ISA_SET_TDX,
+		ZYDIS_ISA_SET_TSX_LDTRK,
+		ZYDIS_ISA_SET_UINTR,
 		ZYDIS_ISA_SET_WAITPKG,
 	};
 
@@ -84,7 +120,8 @@ static bool may_be_valid(const struct ctx *c)
 
 	/* SDM: "EVEX.W in non-64 bit is ignored" for conversions between FP16 and a GPR. */
 	if (in->enc == ENC_EVEX && in->map == 5 && in->vex_w && c->mode != MODE_64)
-		return in->op == 0x2a || in->op == 0x2c || in->op == 0x2d || in->op == 0x78 || in->op == 0x79 || in->op == 0x7b;
+		return in->op == 0x2a || in->op == 0x2c || in->op == 0x2d || in->op == 0x78 || in->op == 0x79 ||
+		       in->op == 0x7b;
 	/* SDM: rounding with a 32-bit integer source is ignored; and here W is. */
 	if (in->enc == ENC_EVEX && in->map == 1 && in->pp == 3 && in->evex_b && (in->op == 0x2a || in->op == 0x7b))
 		return in->mod == 3 && c->mode != MODE_64;
@@ -96,7 +133,11 @@ static bool may_be_valid(const struct ctx *c)
 static int gpr_number(ZydisRegister r)
 {
 	switch (ZydisRegisterGetClass(r)) {
-	case ZYDIS_REGCLASS_GPR8: case ZYDIS_REGCLASS_GPR16: case ZYDIS_REGCLASS_GPR32: case ZYDIS_REGCLASS_GPR64: break;
+	case ZYDIS_REGCLASS_GPR8:
+	case ZYDIS_REGCLASS_GPR16:
+	case ZYDIS_REGCLASS_GPR32:
+	case ZYDIS_REGCLASS_GPR64:
+		break;
 	default: return -1;
 	}
 	return ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r));
@@ -104,18 +145,21 @@ static int gpr_number(ZydisRegister r)
 
 static unsigned action_bits(ZydisOperandActions a)
 {
-	return ((a & ZYDIS_OPERAND_ACTION_MASK_READ) ? REG_READ : 0) | ((a & ZYDIS_OPERAND_ACTION_MASK_WRITE) ? REG_WRITE : 0);
+	return ((a & ZYDIS_OPERAND_ACTION_MASK_READ) ? REG_READ : 0) |
+	       ((a & ZYDIS_OPERAND_ACTION_MASK_WRITE) ? REG_WRITE : 0);
 }
 
 static const ZydisDecodedOperand *find_operand(const struct ctx *c, ZydisOperandEncoding e1, ZydisOperandEncoding e2)
 {
 	for (unsigned i = 0; i < c->z.operand_count; i++)
-		if (c->ops[i].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN && (c->ops[i].encoding == e1 || c->ops[i].encoding == e2))
+		if (c->ops[i].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
+		    (c->ops[i].encoding == e1 || c->ops[i].encoding == e2))
 			return &c->ops[i];
 	return NULL;
 }
 
-static void compare_gpr(struct ctx *c, const char *name, const ZydisDecodedOperand *o, unsigned use, unsigned number, bool high8)
+static void compare_gpr(struct ctx *c, const char *name, const ZydisDecodedOperand *o, unsigned use, unsigned number,
+			bool high8)
 {
 	bool gpr = o && o->type == ZYDIS_OPERAND_TYPE_REGISTER && gpr_number(o->reg.value) >= 0;
 	unsigned want = gpr ? action_bits(o->actions) : REG_NONE;
@@ -142,11 +186,12 @@ static void compare_registers(struct ctx *c)
 	/* Never copied, so their registers do not matter; the second is 0F 0D with a register. */
 	if (in->kind == INSN_NOP || in->kind == INSN_UD || c->z.mnemonic == ZYDIS_MNEMONIC_NOP)
 		return;
-	compare_gpr(c, "reg", find_operand(c, ZYDIS_OPERAND_ENCODING_MODRM_REG, ZYDIS_OPERAND_ENCODING_MODRM_REG), in->reg_gpr, in->reg,
-		in->reg_high8);
-	compare_gpr(c, "rm", find_operand(c, ZYDIS_OPERAND_ENCODING_MODRM_RM, ZYDIS_OPERAND_ENCODING_MODRM_RM), in->rm_gpr, in->rm,
-		in->rm_high8);
-	compare_gpr(c, "vvvv", find_operand(c, ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_NDSNDD), in->vvvv_gpr, in->vvvv, false);
+	compare_gpr(c, "reg", find_operand(c, ZYDIS_OPERAND_ENCODING_MODRM_REG, ZYDIS_OPERAND_ENCODING_MODRM_REG),
+		    in->reg_gpr, in->reg, in->reg_high8);
+	compare_gpr(c, "rm", find_operand(c, ZYDIS_OPERAND_ENCODING_MODRM_RM, ZYDIS_OPERAND_ENCODING_MODRM_RM),
+		    in->rm_gpr, in->rm, in->rm_high8);
+	compare_gpr(c, "vvvv", find_operand(c, ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_NDSNDD),
+		    in->vvvv_gpr, in->vvvv, false);
 	const ZydisDecodedOperand *o = find_operand(c, ZYDIS_OPERAND_ENCODING_OPCODE, ZYDIS_OPERAND_ENCODING_OPCODE);
 
 	/* F3 90 with REX.B is XCHG (measured), not PAUSE. */
@@ -162,7 +207,8 @@ static void compare_registers(struct ctx *c)
 static const ZydisDecodedOperand *memory_operand(const struct ctx *c)
 {
 	for (unsigned i = 0; i < c->z.operand_count; i++)
-		if (c->ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY && c->ops[i].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+		if (c->ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		    c->ops[i].visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
 			return &c->ops[i];
 	return NULL;
 }
@@ -170,7 +216,14 @@ static const ZydisDecodedOperand *memory_operand(const struct ctx *c)
 static bool implicit_memory(const struct ctx *c)
 {
 	switch (c->in.kind) {
-	case INSN_MOVS: case INSN_STOS: case INSN_LODS: case INSN_SCAS: case INSN_CMPS: case INSN_INS: case INSN_OUTS: case INSN_XLAT:
+	case INSN_MOVS:
+	case INSN_STOS:
+	case INSN_LODS:
+	case INSN_SCAS:
+	case INSN_CMPS:
+	case INSN_INS:
+	case INSN_OUTS:
+	case INSN_XLAT:
 	case INSN_MASKMOV: case INSN_CLZERO: case INSN_MONITOR:
 		return true;
 	default:
@@ -194,13 +247,15 @@ static void compare_address(struct ctx *c, const ZydisDecodedOperand *o)
 	if (index < 0 || !scale)
 		scale = 1;
 	if (base != in->base || rip != in->rip_rel || index != in->index || scale != in->scale)
-		differ(c, " base %d/%d index %d/%d scale %u/%u rip %d/%d", in->base, base, in->index, index, in->scale, scale, in->rip_rel, rip);
+		differ(c, " base %d/%d index %d/%d scale %u/%u rip %d/%d", in->base, base, in->index, index, in->scale,
+		       scale, in->rip_rel, rip);
 	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
 
 	if ((disp ^ in->disp) & (int64_t)mask_bytes(in->asz))
 		differ(c, " disp %#lx/%#lx", (long)in->disp, (long)disp);
 	static const ZydisRegister segs[] = {
-		ZYDIS_REGISTER_ES, ZYDIS_REGISTER_CS, ZYDIS_REGISTER_SS, ZYDIS_REGISTER_DS, ZYDIS_REGISTER_FS, ZYDIS_REGISTER_GS,
+		ZYDIS_REGISTER_ES, ZYDIS_REGISTER_CS, ZYDIS_REGISTER_SS,
+		ZYDIS_REGISTER_DS, ZYDIS_REGISTER_FS, ZYDIS_REGISTER_GS,
 	};
 	if (o->mem.type != ZYDIS_MEMOP_TYPE_AGEN && in->mem != MEM_ADDR && segs[in->seg] != o->mem.segment)
 		differ(c, " seg %u/%s", in->seg, ZydisRegisterGetString(o->mem.segment));
@@ -210,7 +265,10 @@ static void compare_memory(struct ctx *c)
 {
 	const struct insn *in = &c->in;
 	const ZydisDecodedOperand *o = memory_operand(c);
-	unsigned want, have = in->mem == MEM_READ ? REG_READ : in->mem == MEM_WRITE ? REG_WRITE : in->mem == MEM_RMW ? REG_RW : REG_NONE;
+	unsigned want, have = in->mem == MEM_READ    ? REG_READ
+			      : in->mem == MEM_WRITE ? REG_WRITE
+			      : in->mem == MEM_RMW   ? REG_RW
+						     : REG_NONE;
 
 	if (implicit_memory(c))
 		return;
@@ -233,20 +291,31 @@ static void compare_memory(struct ctx *c)
 	if (c->z.avx.broadcast.mode && !c->z.avx.broadcast.is_static)
 		size = o->element_size / 8;
 	/* Zydis: the line that is flushed. Ours: the byte that is checked. */
-	if (c->z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || c->z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT || c->z.mnemonic == ZYDIS_MNEMONIC_CLWB)
+	if (c->z.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || c->z.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||
+	    c->z.mnemonic == ZYDIS_MNEMONIC_CLWB)
 		size = 1;
 	if (in->mem_size != size && !kind_is_xsave(in->kind) && in->kind != INSN_UD && in->kind != INSN_VSIB)
 		differ(c, " mem size %u/%u", in->mem_size, size);
 }
 
-/* Byte forms, those that only W widens (Zydis applies 66 and the mode to some), port I/O (never 64 bits) and kinds of no operand. */
+/* Byte forms, those that only W widens (Zydis applies 66 and the mode to some), port I/O (never 64 bits) and kinds of
+ * no operand. */
 static bool osz_is_ours(const struct ctx *c)
 {
-	if (c->z.operand_width == 8 || c->in.unit >= UNIT_MMX || c->in.enc != ENC_LEGACY || c->z.mnemonic == ZYDIS_MNEMONIC_MOVNTI ||
-		c->z.mnemonic == ZYDIS_MNEMONIC_MOVDIRI)
+	if (c->z.operand_width == 8 || c->in.unit >= UNIT_MMX || c->in.enc != ENC_LEGACY ||
+	    c->z.mnemonic == ZYDIS_MNEMONIC_MOVNTI || c->z.mnemonic == ZYDIS_MNEMONIC_MOVDIRI)
 		return true;
 	switch (c->in.kind) {
-	case INSN_NOP: case INSN_UD: case INSN_SYSCALL: case INSN_INS: case INSN_OUTS: case INSN_STR: case INSN_LTR: case INSN_LLDT: case INSN_VERR: case INSN_VERW:
+	case INSN_NOP:
+	case INSN_UD:
+	case INSN_SYSCALL:
+	case INSN_INS:
+	case INSN_OUTS:
+	case INSN_STR:
+	case INSN_LTR:
+	case INSN_LLDT:
+	case INSN_VERR:
+	case INSN_VERW:
 		return true;
 	default:
 		return false;
@@ -281,15 +350,24 @@ static void compare_raw(struct ctx *c)
 		differ(c, " osz %u/%u", in->osz * 8, z->operand_width);
 	if (in->asz * 8 != z->address_width)
 		differ(c, " asz %u/%u", in->asz * 8, z->address_width);
-	if (in->has_vvvv != (find_operand(c, ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_NDSNDD) != NULL) && in->kind != INSN_VSIB)
+	if (in->has_vvvv != (find_operand(c, ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_NDSNDD) != NULL) &&
+	    in->kind != INSN_VSIB)
 		differ(c, " vvvv %d", in->has_vvvv);
 }
 
-/* Kinds that enter an exception or another privilege level: what they do to the flags is the interpreter routine's matter. */
+/* Kinds that enter an exception or another privilege level: what they do to the flags is the interpreter routine's
+ * matter. */
 static bool flags_are_ours(const struct ctx *c)
 {
 	switch (c->in.kind) {
-	case INSN_INT: case INSN_INT3: case INSN_INT1: case INSN_INTO: case INSN_SYSCALL: case INSN_VMCALL: case INSN_VMMCALL: case INSN_UD:
+	case INSN_INT:
+	case INSN_INT3:
+	case INSN_INT1:
+	case INSN_INTO:
+	case INSN_SYSCALL:
+	case INSN_VMCALL:
+	case INSN_VMMCALL:
+	case INSN_UD:
 		return true;
 	default:
 		return false;
@@ -312,7 +390,11 @@ static void compare_flags(struct ctx *c)
 	case ZYDIS_MNEMONIC_VPTEST: case ZYDIS_MNEMONIC_VTESTPS: case ZYDIS_MNEMONIC_VTESTPD:
 		written = FL_ARITH; /* the others are cleared, as by PTEST */
 		break;
-	case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR: case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+	case ZYDIS_MNEMONIC_RCL:
+	case ZYDIS_MNEMONIC_RCR:
+	case ZYDIS_MNEMONIC_SHL:
 	case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR: case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD:
 		if (in->imm_len && !(in->imm & (in->osz == 8 && c->z.operand_width == 64 ? 63 : 31)))
 			tested = written = 0; /* a count of 0 */
@@ -329,7 +411,8 @@ static void compare_flags(struct ctx *c)
 static bool has_register(const struct ctx *c, ZydisRegisterClass class)
 {
 	for (unsigned i = 0; i < c->z.operand_count; i++)
-		if (c->ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(c->ops[i].reg.value) == class)
+		if (c->ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    ZydisRegisterGetClass(c->ops[i].reg.value) == class)
 			return true;
 	return false;
 }
@@ -338,16 +421,23 @@ static bool has_register(const struct ctx *c, ZydisRegisterClass class)
 static unsigned sse_unit(const struct ctx *c)
 {
 	switch (c->z.mnemonic) {
-	case ZYDIS_MNEMONIC_CVTPS2PI: case ZYDIS_MNEMONIC_CVTTPS2PI: case ZYDIS_MNEMONIC_CVTPD2PI: case ZYDIS_MNEMONIC_CVTTPD2PI:
+	case ZYDIS_MNEMONIC_CVTPS2PI:
+	case ZYDIS_MNEMONIC_CVTTPS2PI:
+	case ZYDIS_MNEMONIC_CVTPD2PI:
+	case ZYDIS_MNEMONIC_CVTTPD2PI:
 		return UNIT_SSE;
 	case ZYDIS_MNEMONIC_MOVNTI: case ZYDIS_MNEMONIC_CRC32: case ZYDIS_MNEMONIC_POPCNT: case ZYDIS_MNEMONIC_LFENCE:
 	case ZYDIS_MNEMONIC_MFENCE: case ZYDIS_MNEMONIC_SFENCE:
 		return UNIT_INT;
-	case ZYDIS_MNEMONIC_FISTTP: case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64: case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FISTTP:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_FXRSTOR:
 	case ZYDIS_MNEMONIC_FXRSTOR64:
 		return UNIT_X87;
 	default:
-		return has_register(c, ZYDIS_REGCLASS_MMX) && !has_register(c, ZYDIS_REGCLASS_XMM) ? UNIT_MMX : UNIT_SSE;
+		return has_register(c, ZYDIS_REGCLASS_MMX) && !has_register(c, ZYDIS_REGCLASS_XMM) ? UNIT_MMX
+												   : UNIT_SSE;
 	}
 }
 
@@ -358,16 +448,29 @@ static void compare_unit(struct ctx *c)
 	switch (c->z.meta.isa_ext) {
 	case ZYDIS_ISA_EXT_X87: want = UNIT_X87; break;
 	case ZYDIS_ISA_EXT_MMX: want = UNIT_MMX; break;
-	case ZYDIS_ISA_EXT_SSE: case ZYDIS_ISA_EXT_SSE2: case ZYDIS_ISA_EXT_SSE3: case ZYDIS_ISA_EXT_SSSE3: case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSSE3:
+	case ZYDIS_ISA_EXT_SSE4:
 	case ZYDIS_ISA_EXT_SSE4A: case ZYDIS_ISA_EXT_AES: case ZYDIS_ISA_EXT_PCLMULQDQ: case ZYDIS_ISA_EXT_SHA:
 		want = sse_unit(c);
 		break;
-	case ZYDIS_ISA_EXT_AVX: case ZYDIS_ISA_EXT_AVX2: case ZYDIS_ISA_EXT_AVX2GATHER: case ZYDIS_ISA_EXT_F16C: case ZYDIS_ISA_EXT_FMA:
+	case ZYDIS_ISA_EXT_AVX:
+	case ZYDIS_ISA_EXT_AVX2:
+	case ZYDIS_ISA_EXT_AVX2GATHER:
+	case ZYDIS_ISA_EXT_F16C:
+	case ZYDIS_ISA_EXT_FMA:
 	case ZYDIS_ISA_EXT_AVXAES: case ZYDIS_ISA_EXT_AVX_VNNI:
 		want = UNIT_AVX;
 		break;
 	case ZYDIS_ISA_EXT_AVX512EVEX: case ZYDIS_ISA_EXT_AVX512VEX: want = UNIT_AVX512; break;
-	case ZYDIS_ISA_EXT_BASE: case ZYDIS_ISA_EXT_BMI1: case ZYDIS_ISA_EXT_BMI2: case ZYDIS_ISA_EXT_LONGMODE: want = UNIT_INT; break;
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_BMI1:
+	case ZYDIS_ISA_EXT_BMI2:
+	case ZYDIS_ISA_EXT_LONGMODE:
+		want = UNIT_INT;
+		break;
 	default: return;
 	}
 	if (c->in.unit != want && c->in.kind != INSN_NOP)
@@ -394,7 +497,8 @@ static enum compare_result verdict(struct ctx *c)
 	return c->bad ? CMP_DIFFERS : CMP_SAME;
 }
 
-enum compare_result zydis_compare(const uint8_t *bytes, unsigned len, enum insn_cpu_mode mode, char *why, size_t why_size)
+enum compare_result zydis_compare(const uint8_t *bytes, unsigned len, enum insn_cpu_mode mode, char *why,
+				  size_t why_size)
 {
 	struct ctx c = {.bytes = bytes, .mode = mode, .why = why, .why_size = why_size};
 	ZydisDecoder dec;

@@ -16,6 +16,7 @@ enum compare_result {
 };
 
 /* bytes[0..len), len at least 15. */
-enum compare_result zydis_compare(const uint8_t *bytes, unsigned len, enum insn_cpu_mode mode, char *why, size_t why_size);
+enum compare_result zydis_compare(const uint8_t *bytes, unsigned len, enum insn_cpu_mode mode, char *why,
+				  size_t why_size);
 
 #endif

@@ -11,7 +11,7 @@ enum prefix_class { PFX_NONE, PFX_REX, PFX_66, PFX_67, PFX_REP, PFX_LOCK, PFX_SE
 
 static const uint8_t prefix_class[256] = {
 	[0x26] = PFX_SEG, [0x2e] = PFX_SEG, [0x36] = PFX_SEG, [0x3e] = PFX_SEG, [0x64] = PFX_SEG, [0x65] = PFX_SEG,
-	[0x40 ... 0x4f] = PFX_REX, [0x66] = PFX_66, [0x67] = PFX_67, [0xf0] = PFX_LOCK, [0xf2] = PFX_REP, [0xf3] = PFX_REP,
+	[0x40 ... 0x4f] = PFX_REX, [0x66] = PFX_66, [0x67] = PFX_67, [0xf0] = PFX_LOCK, [0xf2 ... 0xf3] = PFX_REP,
 };
 
 /* Flags that each pair of conditions (O, B, Z, BE, S, P, L, LE) tests. */
@@ -19,7 +19,7 @@ static const uint16_t cc_flags[8] = {
 	FL_OF, FL_CF, FL_ZF, FL_CF | FL_ZF, FL_SF, FL_PF, FL_SF | FL_OF, FL_SF | FL_OF | FL_ZF,
 };
 
-/* State of one call: `pos` is the count of bytes that the verdict depends on, so that it can be judged against avail. */
+/* State of one call. `pos` counts the bytes that the verdict depends on, to be judged against avail. */
 struct decoder {
 	const uint8_t *p;
 	unsigned pos;
@@ -190,7 +190,7 @@ static bool resolve_group(struct decoder *s)
 
 	s->anypp = s->d->anypp;
 	while (s->d->group) {
-		unsigned i = s->d->sel == SEL_REG ? (modrm >> 3) & 7 : s->d->sel == SEL_RM ? modrm & 7 : s->w;
+		unsigned i = s->d->sel == SEL_REG ? (modrm >> 3) & 7 : modrm & 7;
 
 		if (s->pos < s->in->op_off + 2u)
 			s->pos = s->in->op_off + 2; /* the verdict depends on modrm */
@@ -221,7 +221,8 @@ static unsigned operand_size(const struct decoder *s)
 static unsigned row_size(const struct decoder *s, unsigned code)
 {
 	static const uint16_t fixed[] = {
-		[S_0] = 0, [S_1] = 1, [S_2] = 2, [S_4] = 4, [S_8] = 8, [S_10] = 10, [S_16] = 16, [S_32] = 32, [S_64] = 64, [S_512] = 512,
+		[S_0] = 0, [S_1] = 1, [S_2] = 2, [S_4] = 4, [S_8] = 8, [S_10] = 10, [S_16] = 16, [S_32] = 32,
+		[S_64] = 64, [S_512] = 512,
 	};
 	const struct insn *in = s->in;
 	unsigned vl = 16u << (in->vex_l & 3);
@@ -336,7 +337,8 @@ static bool decode_mem(struct decoder *s)
 			in->mem_size = d->bcast == BC_W ? (s->w ? 8 : 4) : elem[d->bcast];
 		}
 		if (in->disp_len == 1)
-			in->disp *= d->disp8 == DISP_SIZE ? in->mem_size : (int)row_size(s, d->disp8 == DISP_E ? S_E : S_W21);
+			in->disp *= d->disp8 == DISP_SIZE ? in->mem_size
+							  : (int)row_size(s, d->disp8 == DISP_E ? S_E : S_W21);
 		in->mem_masked = in->evex_aaa && !d->no_suppress;
 		if (in->evex_aaa && d->no_suppress && d->mem == MEM_WRITE)
 			in->mem = MEM_RMW; /* masked-off elements keep their value */
@@ -478,7 +480,9 @@ static bool decode_details(struct decoder *s)
 	case INSN_MOV_RM_SEG: case INSN_MOV_SEG_RM:
 		in->seg_reg = (in->modrm >> 3) & 7;
 		return in->seg_reg < SEG_COUNT && !(in->kind == INSN_MOV_SEG_RM && in->seg_reg == SEG_CS);
-	case INSN_MOV_R_CR: case INSN_MOV_CR_R: return in->reg < 16 && ((BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(8)) & BIT(in->reg));
+	case INSN_MOV_R_CR:
+	case INSN_MOV_CR_R:
+		return in->reg < 16 && ((BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(8)) & BIT(in->reg));
 	case INSN_MOV_R_DR: case INSN_MOV_DR_R: return in->reg < 8;
 	default: return true;
 	}

@@ -101,17 +101,21 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 		[7] = {K(INVLPG), M_ADDR, ANYPP},
 		REGFORM(3) = {GROUP_BY(GRP_7_SVM, SEL_RM), ANYPP}, REGFORM(7) = {GROUP_BY(GRP_7_ANYPP, SEL_RM), ANYPP},
 	},
-	[GRP_7_VMX] = {REGFORM(1) = {K(VMCALL), U_}, REGFORM(2) = {K(UD), U_}, REGFORM(3) = {K(UD), U_}, REGFORM(4) = {K(UD), U_}},
+	[GRP_7_VMX] = {REGFORM(1) = {K(VMCALL), U_}, REGFORM(2) = {K(UD), U_}, REGFORM(3) = {K(UD), U_},
+		REGFORM(4) = {K(UD), U_}},
 	[GRP_7_MON] = {
-		REGFORM(0) = {K(MONITOR), U_}, REGFORM(1) = {K(MWAIT), U_}, REGFORM(2) = {K(CLAC), U_}, REGFORM(3) = {K(STAC), U_},
+		REGFORM(0) = {K(MONITOR), U_}, REGFORM(1) = {K(MWAIT), U_}, REGFORM(2) = {K(CLAC), U_},
+		REGFORM(3) = {K(STAC), U_},
 	},
 	[GRP_7_XCR] = {REGFORM(0) = {K(XGETBV), U_}, REGFORM(1) = {K(XSETBV), U_}, REGFORM(4) = {K(UD), U_}},
 	[GRP_7_SVM] = {
-		REGFORM(0) = {K(UD), U_}, REGFORM(1) = {K(VMMCALL), U_}, REGFORM(2) = {K(UD), U_}, REGFORM(3) = {K(UD), U_},
+		REGFORM(0) = {K(UD), U_}, REGFORM(1) = {K(VMMCALL), U_}, REGFORM(2) = {K(UD), U_},
+		REGFORM(3) = {K(UD), U_},
 		REGFORM(4) = {K(UD), U_}, REGFORM(5) = {K(UD), U_}, REGFORM(6) = {K(UD), U_}, REGFORM(7) = {K(UD), U_},
 	},
 	[GRP_7_PKRU] = {REGFORM(6) = {K(RDPKRU), U_}, REGFORM(7) = {K(WRPKRU), U_}},
-	[GRP_7_SWAPGS] = {REGFORM(0) = {K(SWAPGS), U_, .only64 = 1}, REGFORM(1) = {K(RDTSCP), U_}, REGFORM(4) = {K(CLZERO), U_}},
+	[GRP_7_SWAPGS] = {REGFORM(0) = {K(SWAPGS), U_, .only64 = 1}, REGFORM(1) = {K(RDTSCP), U_},
+		REGFORM(4) = {K(CLZERO), U_}},
 	[GRP_7_ANYPP] = {REGFORM(0) = {K(SWAPGS), U_, .only64 = 1}, REGFORM(1) = {K(RDTSCP), U_}},
 	[GRP_8] = {
 		BOTH(4, NAT, E_R(S_V), I(U8), FW_BT),
@@ -120,7 +124,8 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 		BOTH(7, NAT, E_RW(S_V), I(U8), LOCKABLE, FW_BT),
 	},
 	[GRP_9] = {
-		[1] = {NAT, M_RW(S_Y2), LOCKABLE, ALIGNED, FW(FL_ZF)}, /* CMPXCHG8B, CMPXCHG16B: only the latter aligned */
+		/* CMPXCHG8B, CMPXCHG16B: only the latter aligned */
+		[1] = {NAT, M_RW(S_Y2), LOCKABLE, ALIGNED, FW(FL_ZF)},
 		[3] = {K(XRSTORS), M_R(S_0)}, [4] = {K(XSAVEC), M_RW(S_0)}, [5] = {K(XSAVES), M_RW(S_0)},
 		[6] = {K(UD), M_R(S_8)}, [7] = {K(UD), M_R(S_8)},
 		REGFORM(6) = {NAT, GU_W, FW_ALL}, REGFORM(7) = {NAT, GU_W, FW_ALL}, /* RDRAND, RDSEED */
@@ -175,7 +180,8 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 		REGFORM(6) = {X87_REG}, REGFORM(7) = {X87_REG},
 	},
 	[GRP_X87_D9_2] = {REGFORM(0) = {X87_REG}}, /* FNOP */
-	[GRP_X87_D9_4] = {REGFORM(0) = {X87_REG}, REGFORM(1) = {X87_REG}, REGFORM(4) = {X87_REG}, REGFORM(5) = {X87_REG}},
+	[GRP_X87_D9_4] = {REGFORM(0) = {X87_REG}, REGFORM(1) = {X87_REG}, REGFORM(4) = {X87_REG},
+		REGFORM(5) = {X87_REG}},
 	[GRP_X87_D9_5] = {[8 ... 14] = {X87_REG}}, /* constants */
 	[GRP_X87_DA] = {
 		[0 ... 7] = {X87_R(S_4)},
@@ -185,16 +191,19 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 	},
 	[GRP_X87_DA_5] = {REGFORM(1) = {X87_REG}}, /* FUCOMPP */
 	[GRP_X87_DB] = {
-		[0] = {X87_R(S_4)}, [1] = {X87_W(S_4)}, [2] = {X87_W(S_4)}, [3] = {X87_W(S_4)}, [5] = {X87_R(S_10)}, [7] = {X87_W(S_10)},
+		[0] = {X87_R(S_4)}, [1] = {X87_W(S_4)}, [2] = {X87_W(S_4)}, [3] = {X87_W(S_4)}, [5] = {X87_R(S_10)},
+		[7] = {X87_W(S_10)},
 		REGFORM(0) = {X87_REG, FR(FL_CF)}, REGFORM(1) = {X87_REG, FR(FL_ZF)},
 		REGFORM(2) = {X87_REG, FR(FL_CF | FL_ZF)}, REGFORM(3) = {X87_REG, FR(FL_PF)},
 		REGFORM(4) = {GROUP_BY(GRP_X87_DB_4, SEL_RM)},
 		REGFORM(5) = {X87_REG, FW_ALL}, REGFORM(6) = {X87_REG, FW_ALL}, /* FUCOMI, FCOMI */
 	},
-	[GRP_X87_DB_4] = {[8 ... 12] = {NAT, U_, X87_NOWAIT}}, /* FNENI, FNDISI (no-ops), FNCLEX, FNINIT, FNSETPM (no-op) */
+	/* FNENI, FNDISI (no-ops), FNCLEX, FNINIT, FNSETPM (no-op) */
+	[GRP_X87_DB_4] = {[8 ... 12] = {NAT, U_, X87_NOWAIT}},
 	[GRP_X87_DC] = {[0 ... 7] = {X87_R(S_8)}, [8 ... 15] = {X87_REG}}, /* registers 2, 3: FCOM, FCOMP aliases */
 	[GRP_X87_DD] = {
-		[0] = {X87_R(S_8)}, [1] = {X87_W(S_8)}, [2] = {X87_W(S_8)}, [3] = {X87_W(S_8)}, [4] = {K(FRSTOR), M_R(S_X87), X87},
+		[0] = {X87_R(S_8)}, [1] = {X87_W(S_8)}, [2] = {X87_W(S_8)}, [3] = {X87_W(S_8)},
+		[4] = {K(FRSTOR), M_R(S_X87), X87},
 		[6] = {K(FNSAVE), M_W(S_X87), X87_NOWAIT}, [7] = {NAT, M_W(S_2), X87_NOWAIT}, /* FNSTSW */
 		[8 ... 13] = {X87_REG}, /* FFREE, FXCH alias, FST, FSTP, FUCOM, FUCOMP */
 	},
@@ -215,17 +224,22 @@ const struct opdesc decode_groups[GRP_COUNT][16] = {
 	[GRP_V12] = {REGFORM(2) = SHIFT_AVX, REGFORM(4) = SHIFT_AVX, REGFORM(6) = SHIFT_AVX},
 	[GRP_V13] = {REGFORM(2) = SHIFT_AVX, REGFORM(4) = SHIFT_AVX, REGFORM(6) = SHIFT_AVX},
 	[GRP_V14] = {REGFORM(2) = SHIFT_AVX, REGFORM(3) = SHIFT_AVX, REGFORM(6) = SHIFT_AVX, REGFORM(7) = SHIFT_AVX},
-	[GRP_V15] = {[2] = {NAT, M_R(S_4), .unit = UNIT_AVX, .lens = L128}, [3] = {NAT, M_W(S_4), .unit = UNIT_AVX, .lens = L128}},
-	[GRP_V17] = {BOTH(1, NAT, E_R(S_Y), B_W, FW_ALL, .lens = L128), BOTH(2, NAT, E_R(S_Y), B_W, FW_ALL, .lens = L128),
+	[GRP_V15] = {[2] = {NAT, M_R(S_4), .unit = UNIT_AVX, .lens = L128},
+		[3] = {NAT, M_W(S_4), .unit = UNIT_AVX, .lens = L128}},
+	[GRP_V17] = {BOTH(1, NAT, E_R(S_Y), B_W, FW_ALL, .lens = L128),
+		BOTH(2, NAT, E_R(S_Y), B_W, FW_ALL, .lens = L128),
 		BOTH(3, NAT, E_R(S_Y), B_W, FW_ALL, .lens = L128)}, /* BLSR, BLSMSK, BLSI */
 
 	[GRP_E12] = {BOTH(2, EVEX_SHIFT), BOTH(4, EVEX_SHIFT), BOTH(6, EVEX_SHIFT)},
 	[GRP_E13] = {
-		BOTH(0, EVEX_SHIFT, .bcast = BC_W), BOTH(1, EVEX_SHIFT, .bcast = BC_W), BOTH(2, EVEX_SHIFT, .bcast = BC_W, .w0 = 1),
+		BOTH(0, EVEX_SHIFT, .bcast = BC_W), BOTH(1, EVEX_SHIFT, .bcast = BC_W),
+		BOTH(2, EVEX_SHIFT, .bcast = BC_W, .w0 = 1),
 		BOTH(4, EVEX_SHIFT, .bcast = BC_W), BOTH(6, EVEX_SHIFT, .bcast = BC_W, .w0 = 1),
 	},
 	[GRP_E14] = {
-		BOTH(2, EVEX_SHIFT, .bcast = BC_W, .w1 = 1), BOTH(3, NAT, X_R(S_VL), I(U8), .vvvv_used = 1, .unit = UNIT_AVX512),
-		BOTH(6, EVEX_SHIFT, .bcast = BC_W, .w1 = 1), BOTH(7, NAT, X_R(S_VL), I(U8), .vvvv_used = 1, .unit = UNIT_AVX512),
+		BOTH(2, EVEX_SHIFT, .bcast = BC_W, .w1 = 1),
+		BOTH(3, NAT, X_R(S_VL), I(U8), .vvvv_used = 1, .unit = UNIT_AVX512),
+		BOTH(6, EVEX_SHIFT, .bcast = BC_W, .w1 = 1),
+		BOTH(7, NAT, X_R(S_VL), I(U8), .vvvv_used = 1, .unit = UNIT_AVX512),
 	},
 };

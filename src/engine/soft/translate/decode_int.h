@@ -3,7 +3,7 @@
  *
  * A table is indexed by opcode and mandatory prefix (none, 66, F3, F2: the order of VEX.pp). A row either describes an
  * instruction or names a group, whose sixteen rows are indexed by modrm (enum opdesc_sel). An empty row is invalid.
- * The rows follow the opcode maps of SDM vol. 2 appendix A and the instruction pages; EVEX ones the tuple type of each page.
+ * The rows follow the opcode maps of SDM vol. 2 appendix A and the instruction pages, EVEX ones their tuple types.
  */
 #ifndef ENGINE_SOFT_DECODE_INT_H
 #define ENGINE_SOFT_DECODE_INT_H
@@ -45,18 +45,19 @@ enum opdesc_size {
 	S_COUNT,
 };
 
-enum opdesc_sel {
-	SEL_REG, /* by modrm.reg, +8 when mod == 3 */
-	SEL_RM,  /* by modrm.rm, +8 when mod == 3 */
-	SEL_W,   /* by W, +8 when mod == 3 */
-	SEL_L,   /* by vector length, +8 when mod == 3 */
-};
+/* By what a group is indexed; +8 when mod == 3. */
+enum opdesc_sel { SEL_REG, SEL_RM };
 
-enum opdesc_form { FORM_ANY, FORM_MEM, FORM_REG, FORM_MOD_IGNORED }; /* the last: as if mod were 3 (MOV CR, DR) */
-enum opdesc_mask { MASK_NO, MASK_MERGE, MASK_ZERO, MASK_MUST }; /* EVEX.aaa: must be 0; allowed; allowed with z; must not be 0 */
-enum opdesc_bcast { BC_NO, BC_W, BC_2, BC_4, BC_8 };            /* EVEX.b with memory: element size (W: 4 or 8) */
-enum opdesc_round { RC_NO, RC_SAE, RC_ER };                     /* EVEX.b with registers */
-enum opdesc_disp { DISP_SIZE, DISP_E, DISP_W21 };               /* what an EVEX disp8 counts: mem_size or (compress, expand) elements */
+/* FORM_MOD_IGNORED: as if mod were 3 (MOV to and from CR, DR). */
+enum opdesc_form { FORM_ANY, FORM_MEM, FORM_REG, FORM_MOD_IGNORED };
+/* EVEX.aaa: must be 0; allowed; allowed with z; must not be 0. */
+enum opdesc_mask { MASK_NO, MASK_MERGE, MASK_ZERO, MASK_MUST };
+/* EVEX.b with memory: element size (W: 4 or 8). */
+enum opdesc_bcast { BC_NO, BC_W, BC_2, BC_4, BC_8 };
+/* EVEX.b with registers. */
+enum opdesc_round { RC_NO, RC_SAE, RC_ER };
+/* What an EVEX disp8 counts: units of mem_size, or elements (compress, expand). */
+enum opdesc_disp { DISP_SIZE, DISP_E, DISP_W21 };
 
 #define L128 1u
 #define L256 2u
@@ -70,13 +71,13 @@ struct opdesc {
 	uint16_t fl_read, fl_write;
 	bool def : 1;     /* the row is not empty */
 	bool modrm : 1;
-	unsigned sel : 2, form : 2, mem : 3, unit : 3;
+	unsigned sel : 1, form : 2, mem : 3, unit : 3;
 	unsigned reg : 2, rm : 2, vvvv : 2, opreg : 2; /* REG_* */
 	bool byte : 1, reg8 : 1, rm8 : 1; /* 8-bit GPR operands */
 	bool not64 : 1, only64 : 1;
 	bool def64 : 1;   /* 64-bit mode: operand size 8 by default, 2 with 66 */
 	bool force64 : 1; /* 64-bit mode: operand size 8 always */
-	bool by_w : 1;    /* operand size 4, or 8 with W: 66 and the mode do not matter (all vector instructions are so) */
+	bool by_w : 1;    /* operand size 4, or 8 with W, whatever 66 and the mode (all vector instructions are so) */
 	bool lock : 1, align : 1, wait : 1;
 	bool anypp : 1;   /* 66, F3, F2 do not select the instruction */
 	bool shift : 1;   /* count in the immediate: zero leaves all flags */
@@ -95,15 +96,14 @@ struct opdesc {
 };
 
 enum opdesc_group {
-	GRP_NONE,
-	GRP_1_EBIB, GRP_1_EVIZ, GRP_1_EBIB82, GRP_1_EVIB, GRP_1A, GRP_2_EBIB, GRP_2_EVIB, GRP_2_EB1, GRP_2_EV1, GRP_2_EBCL,
-	GRP_2_EVCL, GRP_3_EB, GRP_3_EV, GRP_4, GRP_5, GRP_6, GRP_7_NP, GRP_7, GRP_7_VMX, GRP_7_MON, GRP_7_XCR, GRP_7_SVM,
-	GRP_7_PKRU, GRP_7_SWAPGS, GRP_7_ANYPP, GRP_8, GRP_9, GRP_9_66, GRP_9_F3, GRP_9_F2, GRP_11_EB, GRP_11_EV,
-	GRP_12, GRP_12_66, GRP_13, GRP_13_66, GRP_14, GRP_14_66, GRP_15, GRP_15_66, GRP_15_F3, GRP_P, GRP_EXTRQ,
-	GRP_X87_D8, GRP_X87_D9, GRP_X87_D9_2, GRP_X87_D9_4, GRP_X87_D9_5, GRP_X87_DA, GRP_X87_DA_5, GRP_X87_DB, GRP_X87_DB_4,
-	GRP_X87_DC, GRP_X87_DD, GRP_X87_DE, GRP_X87_DE_3, GRP_X87_DF, GRP_X87_DF_4,
-	GRP_V12, GRP_V13, GRP_V14, GRP_V15, GRP_V17,
-	GRP_E12, GRP_E13, GRP_E14,
+	GRP_NONE, GRP_1_EBIB, GRP_1_EVIZ, GRP_1_EBIB82, GRP_1_EVIB, GRP_1A, GRP_2_EBIB, GRP_2_EVIB, GRP_2_EB1,
+	GRP_2_EV1, GRP_2_EBCL, GRP_2_EVCL, GRP_3_EB, GRP_3_EV, GRP_4, GRP_5, GRP_6, GRP_7_NP, GRP_7, GRP_7_VMX,
+	GRP_7_MON, GRP_7_XCR, GRP_7_SVM, GRP_7_PKRU, GRP_7_SWAPGS, GRP_7_ANYPP, GRP_8, GRP_9, GRP_9_66,
+	GRP_9_F3, GRP_9_F2, GRP_11_EB, GRP_11_EV, GRP_12, GRP_12_66, GRP_13, GRP_13_66, GRP_14, GRP_14_66,
+	GRP_15, GRP_15_66, GRP_15_F3, GRP_P, GRP_EXTRQ, GRP_X87_D8, GRP_X87_D9, GRP_X87_D9_2, GRP_X87_D9_4,
+	GRP_X87_D9_5, GRP_X87_DA, GRP_X87_DA_5, GRP_X87_DB, GRP_X87_DB_4, GRP_X87_DC, GRP_X87_DD, GRP_X87_DE,
+	GRP_X87_DE_3, GRP_X87_DF, GRP_X87_DF_4, GRP_V12, GRP_V13, GRP_V14, GRP_V15, GRP_V17, GRP_E12, GRP_E13,
+	GRP_E14,
 	GRP_COUNT,
 };
 

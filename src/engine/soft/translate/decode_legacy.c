@@ -46,7 +46,8 @@ const struct opdesc decode_map0[256] = {
 	[0x6b] = {NAT, E_R(S_V), G_W, I(S8), FW_ALL},
 	[0x6c ... 0x6d] = {K(INS)}, [0x6e ... 0x6f] = {K(OUTS)},
 	[0x70 ... 0x7f] = {K(JCC), I(S8), .force64 = 1},
-	[0x80] = {GROUP(GRP_1_EBIB)}, [0x81] = {GROUP(GRP_1_EVIZ)}, [0x82] = {GROUP(GRP_1_EBIB82)}, [0x83] = {GROUP(GRP_1_EVIB)},
+	[0x80] = {GROUP(GRP_1_EBIB)}, [0x81] = {GROUP(GRP_1_EVIZ)}, [0x82] = {GROUP(GRP_1_EBIB82)},
+	[0x83] = {GROUP(GRP_1_EVIB)},
 	[0x84] = {NAT, E_R(S_1), G_R, BYTE2, FW_ALL},
 	[0x85] = {NAT, E_R(S_V), G_R, FW_ALL},
 	[0x86] = {NAT, E_RW(S_1), G_RW, BYTE2, LOCKABLE},
@@ -67,8 +68,10 @@ const struct opdesc decode_map0[256] = {
 	[0x9d] = {K(POPF), .def64 = 1, FW_ALL},
 	[0x9e] = {NAT, FW(FL_ARITH & ~FL_OF)}, /* SAHF */
 	[0x9f] = {NAT, FR(FL_ARITH & ~FL_OF)}, /* LAHF */
-	[0xa0] = {NAT, .mem = MEM_READ, .size = S_1, I(MOFFS), BYTE}, [0xa1] = {NAT, .mem = MEM_READ, .size = S_V, I(MOFFS)},
-	[0xa2] = {NAT, .mem = MEM_WRITE, .size = S_1, I(MOFFS), BYTE}, [0xa3] = {NAT, .mem = MEM_WRITE, .size = S_V, I(MOFFS)},
+	[0xa0] = {NAT, .mem = MEM_READ, .size = S_1, I(MOFFS), BYTE},
+	[0xa1] = {NAT, .mem = MEM_READ, .size = S_V, I(MOFFS)},
+	[0xa2] = {NAT, .mem = MEM_WRITE, .size = S_1, I(MOFFS), BYTE},
+	[0xa3] = {NAT, .mem = MEM_WRITE, .size = S_V, I(MOFFS)},
 	[0xa4 ... 0xa5] = {K(MOVS)},
 	[0xa6 ... 0xa7] = {K(CMPS), FW_ALL},
 	[0xa8] = {NAT, I(S8), BYTE, FW_ALL}, [0xa9] = {NAT, I(Z), FW_ALL},
@@ -79,18 +82,22 @@ const struct opdesc decode_map0[256] = {
 	[0xb8 ... 0xbf] = {NAT, O_W, I(V)},
 	[0xc0] = {GROUP(GRP_2_EBIB)}, [0xc1] = {GROUP(GRP_2_EVIB)},
 	[0xc2] = {K(RET_IMM), I(U16), .force64 = 1}, [0xc3] = {K(RET), .force64 = 1},
-	[0xc4] = {K(LOAD_FAR), M_R(S_FAR), G_W, .not64 = 1}, [0xc5] = {K(LOAD_FAR), M_R(S_FAR), G_W, .not64 = 1}, /* or VEX */
+	/* or VEX */
+	[0xc4] = {K(LOAD_FAR), M_R(S_FAR), G_W, .not64 = 1}, [0xc5] = {K(LOAD_FAR), M_R(S_FAR), G_W, .not64 = 1},
 	[0xc6] = {GROUP(GRP_11_EB)}, [0xc7] = {GROUP(GRP_11_EV)},
 	[0xc8] = {K(ENTER), I(ENTER), .def64 = 1}, [0xc9] = {K(LEAVE), .def64 = 1},
 	[0xca] = {K(RETF_IMM), I(U16)}, [0xcb] = {K(RETF)},
 	[0xcc] = {K(INT3), FR_ALL}, [0xcd] = {K(INT), I(U8), FR_ALL}, [0xce] = {K(INTO), .not64 = 1, FR_ALL},
 	[0xcf] = {K(IRET), FW_ALL},
-	[0xd0] = {GROUP(GRP_2_EB1)}, [0xd1] = {GROUP(GRP_2_EV1)}, [0xd2] = {GROUP(GRP_2_EBCL)}, [0xd3] = {GROUP(GRP_2_EVCL)},
+	[0xd0] = {GROUP(GRP_2_EB1)}, [0xd1] = {GROUP(GRP_2_EV1)}, [0xd2] = {GROUP(GRP_2_EBCL)},
+	[0xd3] = {GROUP(GRP_2_EVCL)},
 	[0xd4] = {K(AAM), I(U8), .not64 = 1, FW_ALL}, [0xd5] = {K(AAD), I(U8), .not64 = 1, FW_ALL},
 	[0xd6] = {K(SALC), .not64 = 1, FR(FL_CF)},
 	[0xd7] = {K(XLAT)},
-	[0xd8] = {GROUP(GRP_X87_D8)}, [0xd9] = {GROUP(GRP_X87_D9)}, [0xda] = {GROUP(GRP_X87_DA)}, [0xdb] = {GROUP(GRP_X87_DB)},
-	[0xdc] = {GROUP(GRP_X87_DC)}, [0xdd] = {GROUP(GRP_X87_DD)}, [0xde] = {GROUP(GRP_X87_DE)}, [0xdf] = {GROUP(GRP_X87_DF)},
+	[0xd8] = {GROUP(GRP_X87_D8)}, [0xd9] = {GROUP(GRP_X87_D9)}, [0xda] = {GROUP(GRP_X87_DA)},
+	[0xdb] = {GROUP(GRP_X87_DB)},
+	[0xdc] = {GROUP(GRP_X87_DC)}, [0xdd] = {GROUP(GRP_X87_DD)}, [0xde] = {GROUP(GRP_X87_DE)},
+	[0xdf] = {GROUP(GRP_X87_DF)},
 	[0xe0] = {K(LOOPNE), I(S8), .force64 = 1, FR(FL_ZF)}, [0xe1] = {K(LOOPE), I(S8), .force64 = 1, FR(FL_ZF)},
 	[0xe2] = {K(LOOP), I(S8), .force64 = 1}, [0xe3] = {K(JCXZ), I(S8), .force64 = 1},
 	[0xe4 ... 0xe5] = {K(IN_IMM), I(U8)}, [0xe6 ... 0xe7] = {K(OUT_IMM), I(U8)},
@@ -139,10 +146,12 @@ const struct opdesc decode_map_0f[256][4] = {
 	[0x22] = ALLPP(K(MOV_CR_R), CR_DR, .rm = REG_READ), [0x23] = ALLPP(K(MOV_DR_R), CR_DR, .rm = REG_READ),
 	[0x28] = {PS_PD},
 	[0x29] = {NP(NAT, X_W(S_16), ALIGNED, SSE), P66(NAT, X_W(S_16), ALIGNED, SSE)},
-	[0x2a] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_8), SSE_MMX), PF3(NAT, E_R(S_Y), SSE), PF2(NAT, E_R(S_Y), SSE)},
+	[0x2a] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_8), SSE_MMX), PF3(NAT, E_R(S_Y), SSE),
+		PF2(NAT, E_R(S_Y), SSE)},
 	[0x2b] = {NP(NAT, M_W(S_16), ALIGNED, SSE), P66(NAT, M_W(S_16), ALIGNED, SSE), PF3(NAT, M_W(S_4), SSE),
 		PF2(NAT, M_W(S_8), SSE)},
-	[0x2c ... 0x2d] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_16), ALIGNED, SSE_MMX), PF3(NAT, X_R(S_4), G_W, SSE),
+	[0x2c ... 0x2d] = {NP(NAT, X_R(S_8), SSE_MMX), P66(NAT, X_R(S_16), ALIGNED, SSE_MMX),
+		PF3(NAT, X_R(S_4), G_W, SSE),
 		PF2(NAT, X_R(S_8), G_W, SSE)},
 	[0x2e ... 0x2f] = {NP(NAT, X_R(S_4), SSE, FW_ALL), P66(NAT, X_R(S_8), SSE, FW_ALL)},
 	[0x30] = ALLPP(K(WRMSR)), [0x31] = ALLPP(K(RDTSC)), [0x32] = ALLPP(K(RDMSR)), [0x33] = ALLPP(K(RDPMC)),
@@ -243,9 +252,11 @@ const struct opdesc decode_map_38[256][4] = {
 	[0xc8 ... 0xcd] = {NP(NAT, X_R(S_16), SSE)}, /* SHA: AMD does not require alignment, the manuals do */
 	[0xcf] = {P66(SSE_X)},
 	[0xdb ... 0xdf] = {P66(SSE_X)}, /* AES */
-	[0xf0] = {NP(NAT, M_R(S_V), G_W), P66(NAT, M_R(S_V), G_W, ANYPP), PF2(NAT, E_R(S_1), G_RW, BYTE_RM)}, /* MOVBE, CRC32 */
+	/* MOVBE, CRC32 */
+	[0xf0] = {NP(NAT, M_R(S_V), G_W), P66(NAT, M_R(S_V), G_W, ANYPP), PF2(NAT, E_R(S_1), G_RW, BYTE_RM)},
 	[0xf1] = {NP(NAT, M_W(S_V), G_R), P66(NAT, M_W(S_V), G_R, ANYPP), PF2(NAT, E_R(S_V), G_RW)},
-	[0xf6] = {P66(NAT, E_R(S_Y), G_RW, FR(FL_CF), FW(FL_CF)), PF3(NAT, E_R(S_Y), G_RW, FR(FL_OF), FW(FL_OF))}, /* ADCX, ADOX */
+	/* ADCX, ADOX */
+	[0xf6] = {P66(NAT, E_R(S_Y), G_RW, FR(FL_CF), FW(FL_CF)), PF3(NAT, E_R(S_Y), G_RW, FR(FL_OF), FW(FL_OF))},
 	[0xf9] = {NP(NAT, M_W(S_Y), G_R)}, /* MOVDIRI */
 };
 

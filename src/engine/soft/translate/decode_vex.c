@@ -64,7 +64,8 @@ const struct opdesc decode_vex_0f[256][4] = {
 	[0x90] = {NP(NAT, X_R(S_W82), .krm = 1, KMEM), P66(NAT, X_R(S_W41), .krm = 1, KMEM)}, /* KMOV */
 	[0x91] = {NP(NAT, M_W(S_W82), KMEM), P66(NAT, M_W(S_W41), KMEM)},
 	[0x92] = {NP(NAT, GU_R, KMEM, W0), P66(NAT, GU_R, KMEM, W0), PF2(NAT, GU_R, KMEM)},
-	[0x93] = {NP(NAT, U_, G_W, .krm = 1, L0, .unit = UNIT_AVX512, W0), P66(NAT, U_, G_W, .krm = 1, L0, .unit = UNIT_AVX512, W0),
+	[0x93] = {NP(NAT, U_, G_W, .krm = 1, L0, .unit = UNIT_AVX512, W0),
+		P66(NAT, U_, G_W, .krm = 1, L0, .unit = UNIT_AVX512, W0),
 		PF2(NAT, U_, G_W, .krm = 1, L0, .unit = UNIT_AVX512)},
 	[0x98 ... 0x99] = {NP(KREG2, FW_ALL), P66(KREG2, FW_ALL)},
 	[0xae] = {NP(GROUP(GRP_V15))},
@@ -117,9 +118,12 @@ const struct opdesc decode_vex_38[256][4] = {
 	[0x78] = {P66(RM_(S_1), W0)}, [0x79] = {P66(RM_(S_2), W0)},
 	[0x8c] = {P66(NAT, M_R(S_VL), VV, AVX, .masked = 1)}, [0x8e] = {P66(NAT, M_W(S_VL), VV, AVX, .masked = 1)},
 	[0x90 ... 0x93] = {P66(GATHER)},
-	[0x96 ... 0x98] = FMA, [0x99] = FMA_S, [0x9a] = FMA, [0x9b] = FMA_S, [0x9c] = FMA, [0x9d] = FMA_S, [0x9e] = FMA, [0x9f] = FMA_S,
-	[0xa6 ... 0xa8] = FMA, [0xa9] = FMA_S, [0xaa] = FMA, [0xab] = FMA_S, [0xac] = FMA, [0xad] = FMA_S, [0xae] = FMA, [0xaf] = FMA_S,
-	[0xb6 ... 0xb8] = FMA, [0xb9] = FMA_S, [0xba] = FMA, [0xbb] = FMA_S, [0xbc] = FMA, [0xbd] = FMA_S, [0xbe] = FMA, [0xbf] = FMA_S,
+	[0x96 ... 0x98] = FMA, [0x99] = FMA_S, [0x9a] = FMA, [0x9b] = FMA_S, [0x9c] = FMA, [0x9d] = FMA_S, [0x9e] = FMA,
+	[0x9f] = FMA_S,
+	[0xa6 ... 0xa8] = FMA, [0xa9] = FMA_S, [0xaa] = FMA, [0xab] = FMA_S, [0xac] = FMA, [0xad] = FMA_S, [0xae] = FMA,
+	[0xaf] = FMA_S,
+	[0xb6 ... 0xb8] = FMA, [0xb9] = FMA_S, [0xba] = FMA, [0xbb] = FMA_S, [0xbc] = FMA, [0xbd] = FMA_S, [0xbe] = FMA,
+	[0xbf] = FMA_S,
 	[0xcf] = {P66(RVM, W0)},
 	[0xdb] = {P66(RM, L0)}, [0xdc ... 0xdf] = {P66(RVM)},
 	[0xf2] = {NP(BMI_RMV, FW_ALL)}, /* ANDN */
@@ -144,7 +148,8 @@ const struct opdesc decode_vex_3a[256][4] = {
 	[0x22] = {P66(NAT, E_R(S_Y), VV, AVX, L0, I(U8))},
 	[0x30 ... 0x33] = {P66(KREG2, I(U8))}, /* KSHIFT */
 	[0x38] = {P66(RVM_(S_16), W0, L1, I(U8))}, [0x39] = {P66(MR_(S_16), W0, L1, I(U8))},
-	[0x40] = {P66(RVM, I(U8))}, [0x41] = {P66(RVM, L0, I(U8))}, [0x42] = {P66(RVM, I(U8))}, [0x44] = {P66(RVM, I(U8))},
+	[0x40] = {P66(RVM, I(U8))}, [0x41] = {P66(RVM, L0, I(U8))}, [0x42] = {P66(RVM, I(U8))},
+	[0x44] = {P66(RVM, I(U8))},
 	[0x46] = {P66(RVM, W0, L1, I(U8))},
 	[0x4a ... 0x4c] = {P66(RVM, W0, I(U8))}, /* the immediate names a register */
 	[0x60 ... 0x63] = {P66(RM, L0, I(U8), FW_ALL)},
