@@ -252,15 +252,18 @@ static void pic(void)
 		outb(0x20, 0x0a);
 	while ((inb(0x20) & 0x11) != 0x11 && rdtsc() - t < WAIT_LONG);
 	outb(0x20, 0x0a);
-	check_eq(inb(0x20) & 0x11, 0x11, "IRQ 0 and 4 are requested");
+	u8 irr = inb(0x20);
 	sti();
 	wait_for(&norder, 1, WAIT_LONG);
 	wait_for(&norder, 2, WAIT_SHORT);
-	check_eq(order[0], 0x20, "IRQ 0 has priority over IRQ 4");
-	check_eq(norder, 1, "IRQ 4 waits for EOI of IRQ 0");
+	u32 first = norder;
 	outb(0x20, 0x20);
-	check(wait_for(&norder, 2, WAIT_LONG) && order[1] == 0x24, "then IRQ 4");
-	uart_irq_off();
+	bool second = wait_for(&norder, 2, WAIT_LONG);
+	uart_irq_off(); /* nothing is printed while the UART is the source */
+	check_eq(irr & 0x11, 0x11, "IRQ 0 and 4 are requested");
+	check_eq(order[0], 0x20, "IRQ 0 has priority over IRQ 4");
+	check_eq(first, 1, "IRQ 4 waits for EOI of IRQ 0");
+	check(second && order[1] == 0x24, "then IRQ 4");
 	outb(0x20, 0x20);
 	cli();
 	outb(0x21, 0xff);
@@ -269,12 +272,13 @@ static void pic(void)
 	lapic_write(A_LVT0, LVT_MASKED);
 }
 
+static u32 remote_irr;
 static void ioapic_level_handler(unsigned v)
 {
 	if (v != 0x48)
 		return;
 	if (count[v] == 1)
-		check_eq(ioapic_read(0x10 + 8) >> 14 & 1, 1, "level: remote IRR in the handler");
+		remote_irr = ioapic_read(0x10 + 8) >> 14 & 1;
 	if (count[v] == 3)
 		uart_irq_off();
 }
@@ -290,15 +294,18 @@ static void ioapic(void)
 	uart_irq_off();
 	ioapic_set(4, 0x47);
 	sti();
-	uart_irq_on();
-	check(wait_for(&count[0x47], 1, WAIT_LONG), "edge: delivered");
+	uart_irq_on(); /* nothing is printed until it is off again */
+	bool first = wait_for(&count[0x47], 1, WAIT_LONG);
 	wait_for(&count[0x47], 2, WAIT_SHORT);
-	check_eq(count[0x47], 1, "edge: a line that stays up gives one interrupt");
+	u32 n = count[0x47];
 	uart_irq_off();
 	uart_irq_on();
-	check(wait_for(&count[0x47], 2, WAIT_LONG), "edge: the next rise");
+	bool second = wait_for(&count[0x47], 2, WAIT_LONG);
 	cli();
 	uart_irq_off();
+	check(first, "edge: delivered");
+	check_eq(n, 1, "edge: a line that stays up gives one interrupt");
+	check(second, "edge: the next rise");
 	check_eq(lapic_bit(A_TMR, 0x47), 0, "edge: TMR bit is 0");
 	/* masked */
 	reset_counts();
@@ -306,16 +313,19 @@ static void ioapic(void)
 	sti();
 	uart_irq_on();
 	wait_for(&count[0x47], 1, WAIT_SHORT);
-	check_eq(count[0x47], 0, "masked pin");
 	uart_irq_off();
 	cli();
+	check_eq(count[0x47], 0, "masked pin");
 	/* level: again after EOI while the line is up */
 	reset_counts();
 	in_handler = ioapic_level_handler;
 	ioapic_set(4, 0x48 | BIT(15));
 	sti();
 	uart_irq_on();
-	check(wait_for(&count[0x48], 3, WAIT_LONG), "level: again after each EOI");
+	first = wait_for(&count[0x48], 3, WAIT_LONG);
+	uart_irq_off();
+	check(first, "level: again after each EOI");
+	check_eq(remote_irr, 1, "level: remote IRR in the handler");
 	wait_for(&count[0x48], 4, WAIT_SHORT);
 	check_eq(count[0x48], 3, "level: ends with the line");
 	cli();
@@ -329,9 +339,10 @@ static void ioapic(void)
 	uart_irq_on();
 	ioapic_write(0x10 + 8, 0x48 | BIT(15));
 	sti();
-	check(wait_for(&count[0x48], 3, WAIT_LONG), "level: unmasking with the line up");
+	first = wait_for(&count[0x48], 3, WAIT_LONG);
 	cli();
 	uart_irq_off();
+	check(first, "level: unmasking with the line up");
 	ioapic_set(4, LVT_MASKED);
 	/* the PIT is on pin 2 (or 0) */
 	reset_counts();
