@@ -1,7 +1,9 @@
-#include "irq/irqchip_int.h"
+#include "irq/irqchip.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "irq/irqchip_int.h"
 
 /* gsi 0 and 2: see irqchip_int.h. */
 static void set_gsi(void *ctx, unsigned gsi, bool level)
