@@ -27,6 +27,9 @@ struct boot_params {
 /* Reads the files (blocks), writes p->ram. bsp: as cpu_state_reset leaves it; the entry state is set on top of that. */
 bool boot_load(const struct boot_params *p, struct cpu_state *bsp, struct error *err);
 
+/* What firmware leaves on every CPU, set by boot_load on the boot CPU: MTRRs on, all memory write-back. */
+void boot_firmware_state(struct cpu_state *s);
+
 #define BOOT_MODULES_MAX 32
 
 struct boot_blob {

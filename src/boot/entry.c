@@ -11,6 +11,10 @@
 #define GDT_TSS 0x00008b0000000067
 #define TSS_LIMIT 0x67
 
+/* IA32_MTRR_DEF_TYPE */
+#define MTRR_ENABLE BIT(11)
+#define MTRR_WRITE_BACK 6
+
 #define PTE_PRESENT_WRITE 0x3
 #define PDE_LARGE 0x80
 #define PD_COUNT 4 /* one per GiB */
@@ -36,12 +40,15 @@ static bool set_segments(struct boot *b, bool is64, struct error *err)
 	return true;
 }
 
+void boot_firmware_state(struct cpu_state *s) { s->mtrr_def_type = MTRR_ENABLE | MTRR_WRITE_BACK; }
+
 static void set_common(struct cpu_state *s, uint64_t rip)
 {
 	s->run_state = CPU_RUNNING;
 	s->rip = rip;
 	s->rflags = FL_FIXED;
 	memset(s->gpr, 0, sizeof(s->gpr));
+	boot_firmware_state(s);
 	put_le16(s->xsave, 0x37f); /* a firmware's FNINIT */
 	s->xsave[4] = 0;
 }

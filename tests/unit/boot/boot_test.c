@@ -95,6 +95,7 @@ static void check_flat32(void)
 	assert_int_equal(get_le64((const uint8_t *)at(s->gdt.base, 32) + 0x10), 0x00cf9b000000ffff);
 	assert_int_equal(get_le64((const uint8_t *)at(s->gdt.base, 32) + 0x18), 0x00cf93000000ffff);
 	assert_int_equal(s->run_state, CPU_RUNNING);
+	assert_int_equal(s->mtrr_def_type, 0x806);
 	assert_int_equal(get_le16(s->xsave), 0x37f);
 }
 
