@@ -109,6 +109,13 @@ def one_line_error(check, r, *words):
     check(ok, f"one-line error: {shown[:100]}", f"status {r.returncode}, wanted 125 and {words}\n{r.stderr}{r.stdout}")
 
 
+def kernel_directory(kind):
+    """Where the Debian kernel package is unpacked; None when it cannot be fetched."""
+    tool = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools", "fetch-kernel")
+    r = subprocess.run([tool, kind], stdout=subprocess.PIPE, text=True)
+    return r.stdout.strip() if r.returncode == 0 else None
+
+
 class Directory:
     """A temporary directory that an unprivileged user can read."""
 
