@@ -125,8 +125,8 @@ static bool may_be_valid(const struct ctx *c)
 	/* SDM: rounding with a 32-bit integer source is ignored; and here W is. */
 	if (in->enc == ENC_EVEX && in->map == 1 && in->pp == 3 && in->evex_b && (in->op == 0x2a || in->op == 0x7b))
 		return in->mod == 3 && c->mode != MODE_64;
-	/* VPERMPD: AMD ignores W (measured); on Intel the host raises #UD. */
-	return in->enc == ENC_VEX3 && in->map == 3 && in->op == 0x01 && !in->vex_w;
+	/* VPERMQ, VPERMPD: AMD ignores W (measured); on Intel the host raises #UD. */
+	return in->enc == ENC_VEX3 && in->map == 3 && in->op <= 0x01 && !in->vex_w;
 }
 
 /* Number of the GPR that a register is part of, or -1. */

@@ -42,7 +42,6 @@ enum opdesc_size {
 	S_VL, S_VL2, S_VL4, S_VL8, /* vl, vl/2, vl/4, vl/8 */
 	S_VLW, /* vl with W, else vl/2 */
 	S_DUP, /* 8, 32, 64: MOVDDUP */
-	S_COUNT,
 };
 
 /* By what a group is indexed; +8 when mod == 3. */
@@ -140,7 +139,6 @@ extern const struct opdesc decode_evex_6[256][4];
 #define U_ .modrm = 1, .form = FORM_REG
 #define GU_R .modrm = 1, .form = FORM_REG, .rm = REG_READ
 #define GU_W .modrm = 1, .form = FORM_REG, .rm = REG_WRITE
-#define GU_RW .modrm = 1, .form = FORM_REG, .rm = REG_RW
 /* modrm.reg, vvvv and opcode register as GPRs */
 #define G_R .reg = REG_READ
 #define G_W .reg = REG_WRITE
@@ -153,7 +151,6 @@ extern const struct opdesc decode_evex_6[256][4];
 /* 8-bit operands */
 #define BYTE .byte = 1
 #define BYTE_RM .byte = 1, .rm8 = 1
-#define BYTE_REG .byte = 1, .reg8 = 1
 #define BYTE2 .byte = 1, .rm8 = 1, .reg8 = 1
 
 #define I(i) .imm = IMM_##i

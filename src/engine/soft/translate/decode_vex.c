@@ -134,7 +134,7 @@ const struct opdesc decode_vex_38[256][4] = {
 };
 
 const struct opdesc decode_vex_3a[256][4] = {
-	[0x00] = {P66(RM, W1, L1, I(U8))}, [0x01] = {P66(RM, L1, I(U8))}, /* 01: AMD ignores W */
+	[0x00 ... 0x01] = {P66(RM, L1, I(U8))}, /* VPERMQ, VPERMPD: W1 in the manuals, AMD ignores it */
 	[0x02] = {P66(RVM, W0, I(U8))},
 	[0x04 ... 0x05] = {P66(RM, W0, I(U8))},
 	[0x06] = {P66(RVM, W0, L1, I(U8))},
