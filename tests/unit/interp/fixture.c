@@ -269,3 +269,25 @@ void host_run(const uint8_t *bytes, unsigned len, struct host_regs *h)
 	h->rflags = flags;
 	munmap(code, PAGE_SIZE);
 }
+
+void rig_xstate(struct rig *r, const uint8_t *area, uint64_t xcr0, uint8_t *out)
+{
+	uint64_t bv = get_le64(area + 512);
+
+	memset(out, 0, XSAVE_AREA_SIZE);
+	put_le16(out, 0x37f);
+	if (bv & 1) {
+		memcpy(out, area, 24);
+		memcpy(out + 32, area + 32, 128);
+		memset(out + 8, 0, 16);
+	}
+	memcpy(out + 24, area + 24, 4);
+	if (bv & 2)
+		memcpy(out + 160, area + 160, 256);
+	for (unsigned i = 2; xcr0 >> i; i++) {
+		unsigned size, off = xs_offset(&r->v, i, &size);
+
+		if ((xcr0 & bv & BIT(i)) && size)
+			memcpy(out + off, area + off, size);
+	}
+}

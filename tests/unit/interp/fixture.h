@@ -95,6 +95,9 @@ struct host_regs {
 };
 void host_run(const uint8_t *bytes, unsigned len, struct host_regs *h);
 
+/* The value of an XSAVE area: bytes of components in use, initial bytes elsewhere, pointers zero. */
+void rig_xstate(struct rig *r, const uint8_t *area, uint64_t xcr0, uint8_t *out);
+
 int rig_setup(void **state);
 int rig_teardown(void **state);
 #define TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)

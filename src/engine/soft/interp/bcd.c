@@ -1,4 +1,4 @@
-/* Decimal adjustment and SALC (SDM vol. 2): as the CPU does them, flags that the manual leaves undefined included where known. */
+/* Decimal adjustment and SALC (SDM vol. 2). Flags that the manual leaves undefined come out clear or from the result. */
 #include "engine/soft/interp/interp_int.h"
 
 static void set_al(struct vcpu *v, uint8_t al) { gpr_set(v, R_AX, 1, al); }

@@ -77,7 +77,6 @@ ROUTINE(bound)
 	return index < low || index > high ? vcpu_raise(v, EXC_BR) : retire(v, in);
 }
 
-/* MASKMOVQ also enters MMX state: top of stack 0, all registers valid. */
 static bool maskmov_allowed(struct vcpu *v, const struct insn *in, bool mmx)
 {
 	if (in->enc != ENC_LEGACY) {
@@ -104,8 +103,8 @@ ROUTINE(maskmov)
 	if (!maskmov_allowed(v, in, mmx))
 		return false;
 	if (mmx) {
-		memcpy(data, v->s.xsave + 32 + 16 * (in->reg & 7), 8);
-		memcpy(mask, v->s.xsave + 32 + 16 * (in->rm & 7), 8);
+		memcpy(data, x87_mmx(v, in->reg & 7), 8);
+		memcpy(mask, x87_mmx(v, in->rm & 7), 8);
 	} else {
 		xs_vector_get(v, in->reg, data, 16);
 		xs_vector_get(v, in->rm, mask, 16);
@@ -120,10 +119,8 @@ ROUTINE(maskmov)
 		if ((mask[i] & 0x80) && !mmu_write(v, la[i], &data[i], 1, MMU_WRITE))
 			return false;
 	}
-	if (mmx) {
-		put_le16(v->s.xsave + 2, get_le16(v->s.xsave + 2) & ~0x3800);
-		v->s.xsave[4] = 0xff;
-	}
+	if (mmx)
+		x87_enter_mmx(v);
 	return retire(v, in);
 }
 

@@ -204,6 +204,9 @@ uint64_t xs_inuse(const struct vcpu *v);
 /* Vector register n: its low len bytes (16, 32, 64). Writing a register clears it above len. */
 void xs_vector_get(struct vcpu *v, unsigned n, uint8_t *out, unsigned len);
 void xs_vector_set(struct vcpu *v, unsigned n, const uint8_t *in, unsigned len);
+/* MMX register n, and the x87 state after an MMX instruction (x87env.c). */
+uint8_t *x87_mmx(struct vcpu *v, unsigned n);
+void x87_enter_mmx(struct vcpu *v);
 uint32_t xs_pkru_get(const struct vcpu *v);
 void xs_pkru_set(struct vcpu *v, uint32_t value);
 

@@ -15,6 +15,31 @@
 static uint16_t x87_get(const struct vcpu *v, unsigned off) { return get_le16(v->s.xsave + off); }
 static void x87_set(struct vcpu *v, unsigned off, uint16_t value) { put_le16(v->s.xsave + off, value); }
 
+static unsigned x87_top(const struct vcpu *v) { return (x87_get(v, X87_FSW) >> 11) & 7; }
+
+/* The area holds the registers as ST(0), ST(1), ...: a new FSW whose TOP differs moves them. */
+static void set_fsw(struct vcpu *v, uint16_t fsw)
+{
+	unsigned delta = (((fsw >> 11) & 7) - x87_top(v)) & 7;
+	uint8_t old[128];
+
+	memcpy(old, v->s.xsave + X87_ST, sizeof(old));
+	for (unsigned i = 0; i < 8; i++)
+		memcpy(v->s.xsave + X87_ST + 16 * i, old + 16 * ((i + delta) & 7), 16);
+	x87_set(v, X87_FSW, fsw);
+}
+
+uint8_t *x87_mmx(struct vcpu *v, unsigned n)
+{
+	return v->s.xsave + X87_ST + 16 * ((n - x87_top(v)) & 7);
+}
+
+void x87_enter_mmx(struct vcpu *v)
+{
+	set_fsw(v, x87_get(v, X87_FSW) & ~0x3800);
+	v->s.xsave[X87_FTW] = 0xff;
+}
+
 /* 0 valid, 1 zero, 2 special */
 static unsigned tag_of(const uint8_t *st)
 {
@@ -28,7 +53,7 @@ static unsigned tag_of(const uint8_t *st)
 
 static uint16_t full_tags(const struct vcpu *v)
 {
-	unsigned top = (x87_get(v, X87_FSW) >> 11) & 7;
+	unsigned top = x87_top(v);
 	uint16_t tags = 0;
 
 	for (unsigned i = 0; i < 8; i++) {
@@ -86,7 +111,7 @@ static void env_load(struct vcpu *v, const struct insn *in, const uint8_t *env)
 		abridged |= (((tags >> (2 * i)) & 3) != 3) << i;
 	xs_own(v, XS_X87);
 	x87_set(v, X87_FCW, (get_le16(env) & 0x1f7f) | 0x40);
-	x87_set(v, X87_FSW, get_le16(env + step));
+	set_fsw(v, get_le16(env + step));
 	v->s.xsave[X87_FTW] = abridged;
 	if (protected_not_v86(v))
 		x87_set(v, X87_FOP, step == 4 ? get_le16(env + 18) & 0x7ff : 0);
@@ -148,6 +173,7 @@ ROUTINE(fnsave)
 	if (!op_linear(v, in, len, true, &la) || !mmu_write(v, la, buf, len, MMU_WRITE))
 		return false;
 	/* FNINIT: the data registers stay, all are empty */
+	set_fsw(v, 0);
 	memset(v->s.xsave, 0, 24);
 	x87_set(v, X87_FCW, 0x37f);
 	return retire(v, in);
