@@ -2,8 +2,8 @@
  * The ways by which a PC's software resets it: the reset control register (port 0xcf9, PIIX/ICH9 13.7.5), the keyboard
  * controller's pulse (port 0x64, command 0xfe) and the fast reset of port 0x92.
  *
- * There is no keyboard controller: its status reads 0xff, so that drivers find none. Port 0x92 keeps the A20 bit for the
- * guest to read; addresses are never masked.
+ * There is no keyboard controller: its status reads 0xff, so that drivers find none. Port 0x92 keeps the A20 bit for
+ * the guest to read; addresses are never masked.
  * Port 0xcf9 lies inside PCI's configuration ports: the host bridge claims 0xcf8-0xcff and calls reset_cf9_*.
  * Threads: machine lock held; so is it when the callback runs (it must only take note).
  */

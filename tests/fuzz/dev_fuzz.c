@@ -1,6 +1,7 @@
 /*
- * All devices of a board on one bus, driven by random register accesses and random rings. Meant for sanitizer builds: there
- * must be no report, no hang and no assertion, whatever the guest does. An operation that takes longer than a second is a hang.
+ * All devices of a board on one bus, driven by random register accesses and random rings. Meant for sanitizer builds:
+ * there must be no report, no hang and no assertion, whatever the guest does. An operation that takes longer than a
+ * second is a hang.
  *
  *   dev_fuzz SECONDS SEED
  */
@@ -115,10 +116,18 @@ static void rig_init(struct rig *r, uint64_t seed)
 	timer_queue_init(&r->timers);
 	r->bus = bus_new();
 	r->ram = ram_new(RAM_SIZE, NULL);
-	r->uart = uart_new(&(struct uart_config){r->bus, BUS_PIO, 0x3f8, line(r, 4), &r->chr[0], &r->timers, "uart"}, NULL);
+	r->uart = uart_new(&(struct uart_config){r->bus, BUS_PIO, 0x3f8, line(r, 4), &r->chr[0], &r->timers, "uart"},
+			   NULL);
 	r->rtc = rtc_new(&(struct rtc_config){r->bus, line(r, 8), &r->timers, RAM_SIZE, 0}, NULL);
-	r->pm = acpi_pm_new(&(struct acpi_pm_config){.bus = r->bus, .base = 0x600, .sci = line(r, 9), .timers = &r->timers,
-						     .timer_32bit = seed & 1, .s5_type = 5, .on_power_off = note, .ctx = r}, NULL);
+	r->pm = acpi_pm_new(&(struct acpi_pm_config){.bus = r->bus,
+						     .base = 0x600,
+						     .sci = line(r, 9),
+						     .timers = &r->timers,
+						     .timer_32bit = seed & 1,
+						     .s5_type = 5,
+						     .on_power_off = note,
+						     .ctx = r},
+			    NULL);
 	r->reset = reset_new(r->bus, note, r, NULL);
 	r->debug_exit = debug_exit_new(r->bus, 0xf4, note_value, r, NULL);
 	r->pci = pci_host_new(&(struct pci_host_config){
@@ -129,7 +138,8 @@ static void rig_init(struct rig *r, uint64_t seed)
 	r->vrng = virtio_rng_new(&v, NULL);
 	v.devfn = PCI_DEVFN(2, 0);
 	r->console = virtio_console_new(&v, &r->chr[1], NULL);
-	if (!r->bus || !r->ram || !r->uart || !r->rtc || !r->pm || !r->reset || !r->debug_exit || !r->vrng || !r->console)
+	if (!r->bus || !r->ram || !r->uart || !r->rtc || !r->pm || !r->reset || !r->debug_exit || !r->vrng ||
+	    !r->console)
 		abort();
 	pci_host_reset(r->pci);
 }
@@ -162,8 +172,10 @@ static void access_bus(struct rig *r, enum bus_space space, uint64_t at)
 
 static void random_port(struct rig *r)
 {
-	static const struct { uint16_t base, len; } ports[] = {
-		{0x3f8, 8}, {0x70, 2}, {0x600, 0x40}, {0x60, 1}, {0x64, 1}, {0x92, 1}, {0xf4, 4}, {0xcf8, 8}, {0xcf8, 8},
+	static const struct { uint16_t base, len;
+	} ports[] = {
+		{0x3f8, 8}, {0x70, 2}, {0x600, 0x40}, {0x60, 1},  {0x64, 1},
+		{0x92, 1},  {0xf4, 4}, {0xcf8, 8},    {0xcf8, 8},
 	};
 	size_t i = below(r, ARRAY_LEN(ports) + 1);
 
@@ -340,7 +352,8 @@ int main(int argc, char **argv)
 		irqs += r.irqs;
 		rig_fini(&r);
 	}
-	printf("dev_fuzz: %" PRIu64 " operations, next seed %" PRIu64 "; %" PRIu64 " bytes out, %" PRIu64 " MSIs, %" PRIu64
-	       " line changes\n", total, seed, written, msis, irqs);
+	printf("dev_fuzz: %" PRIu64 " operations, next seed %" PRIu64 "; %" PRIu64 " bytes out, %" PRIu64
+	       " MSIs, %" PRIu64 " line changes\n",
+	       total, seed, written, msis, irqs);
 	return written && msis && irqs ? 0 : 1; /* a run that reached nothing proves nothing */
 }

@@ -256,7 +256,7 @@ void chardev_set_client(struct chardev *c, const struct chardev_client *client)
 	chardev_resume(c);
 }
 
-/* epoll refuses files and /dev/null, which are readable at any time: an eventfd that is never read stands in for them. */
+/* epoll refuses files and /dev/null, which are always readable: an eventfd that is never read stands in for them. */
 static bool watch_input(struct chardev *c, int infd, struct error *err)
 {
 	c->in_watch = infd;

@@ -1,10 +1,10 @@
 /*
  * Character back ends: where a serial port's or console's bytes go. stdio, file, unix socket, null.
  *
- * chardev_write never blocks the caller: what the peer does not take is queued up to 64 KiB, then the oldest output is kept
- * and new bytes are dropped and counted (a guest cannot make the VMM block or grow).
- * Threads: write and the receive callback's pause/resume with the machine lock held; the callback is made by the event
- * loop's thread, which takes the machine lock around it.
+ * chardev_write never blocks the caller: what the peer does not take is queued up to 64 KiB, then the oldest output
+ * is kept and new bytes are dropped and counted (a guest cannot make the VMM block or grow).
+ * Threads: write and the receive callback's pause/resume with the machine lock held; the callback is made by the
+ * event loop's thread, which takes the machine lock around it.
  */
 #ifndef BACKEND_CHAR_CHARDEV_H
 #define BACKEND_CHAR_CHARDEV_H
@@ -23,9 +23,9 @@ struct chardev_client {
 };
 
 /*
- * spec: "stdio", "null", "file:PATH" (created 0600 or truncated), "unix:PATH" (a listening socket, one client at a time,
- * removed at close). on_escape is called in the loop thread, without the machine lock, when the user types ^] on a terminal
- * that is stdin. One chardev at a time may have stdio.
+ * spec: "stdio", "null", "file:PATH" (created 0600 or truncated), "unix:PATH" (a listening socket, one client at a
+ * time, removed at close). on_escape is called in the loop thread, without the machine lock, when the user types ^]
+ * on a terminal that is stdin. One chardev at a time may have stdio.
  */
 struct chardev *chardev_open(const char *spec, struct loop *loop, pthread_mutex_t *lock, void (*on_escape)(void *ctx),
 			     void *escape_ctx, struct error *err);

@@ -1,8 +1,9 @@
 /*
  * Between chardev.c (queues, flow control, the loop) and the kinds of back end (where the descriptors come from).
  *
- * Threads: `lock` guards the output queue, the descriptors and the error; the input buffer belongs to the loop's thread;
- * `client` and `starved` are guarded by the machine lock. Order: machine lock, then `lock`, then the loop's own.
+ * Threads: `lock` guards the output queue, the descriptors and the error; the input buffer belongs to the loop's
+ * thread; `client` and `starved` are guarded by the machine lock. Order: machine lock, then `lock`, then the loop's
+ * own.
  */
 #ifndef BACKEND_CHAR_CHARDEV_INT_H
 #define BACKEND_CHAR_CHARDEV_INT_H
@@ -21,7 +22,7 @@ struct chardev_kind {
 	bool (*open)(struct chardev *c, const char *arg, struct error *err);
 	/* The loop watches nothing of it any more. */
 	void (*close)(struct chardev *c);
-	/* The peer went away (end of input, or an error on output). NULL: input ends, output is discarded. Loop thread, lock held. */
+	/* The peer went away. NULL: input ends or output is discarded. Loop thread, lock held. */
 	void (*hangup_locked)(struct chardev *c);
 	/* Look at n new bytes at buf, return how many remain. NULL: all. Loop thread, no lock held. */
 	size_t (*filter)(struct chardev *c, uint8_t *buf, size_t n);

@@ -42,7 +42,7 @@ static const struct bus_ops ecam_ops = {ecam_read, ecam_write, 1, 4};
 static uint64_t ports_read(void *dev, uint64_t off, unsigned size)
 {
 	struct pci_host *h = dev;
-	uint32_t a = h->config_address;
+	uint32_t a = h->s.config_address;
 
 	if (off == 0 && size == 4)
 		return a;
@@ -56,10 +56,10 @@ static uint64_t ports_read(void *dev, uint64_t off, unsigned size)
 static void ports_write(void *dev, uint64_t off, unsigned size, uint64_t value)
 {
 	struct pci_host *h = dev;
-	uint32_t a = h->config_address;
+	uint32_t a = h->s.config_address;
 
 	if (off == 0 && size == 4)
-		h->config_address = (uint32_t)value & 0x80fffffc;
+		h->s.config_address = (uint32_t)value & 0x80fffffc;
 	else if (off == RESET_PORT - CONFIG_PORT && size == 1 && h->cfg.reset)
 		reset_cf9_write(h->cfg.reset, (uint8_t)value);
 	else if (off >= 4 && (off & 3) + size <= 4 && a & CONFIG_ENABLE)
@@ -157,7 +157,7 @@ static void assign_bars(struct pci_host *h)
 
 void pci_host_reset(struct pci_host *h)
 {
-	h->config_address = 0;
+	h->s.config_address = 0;
 	for (unsigned i = 0; i < PCI_SLOTS; i++)
 		if (h->slots[i])
 			pci_function_reset(h->slots[i]);

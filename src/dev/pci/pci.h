@@ -2,10 +2,11 @@
  * PCI: one host bridge with bus 0, reached through ECAM (PCIe base 6.0, 7.2.2) and configuration mechanism #1 (PCI 3.0,
  * 3.2.2.3.2), and the type-0 functions on it with BARs, capabilities, INTx and MSI-X.
  *
- * The bridge forwards two windows of guest-physical addresses. A BAR is on the bus while memory decoding is enabled and it
- * lies inside a window and on nothing else; a BAR that the guest puts elsewhere is not mapped, which is no error.
- * Life: the board makes the host, the devices make their functions, and pci_host_reset then gives every BAR an address as
- * firmware would have, and resets the devices. Functions are freed before the host.
+ * The bridge forwards two windows of guest-physical addresses. A BAR is on the bus while memory decoding is enabled
+ * and it lies inside a window and on nothing else; a BAR that the guest puts elsewhere is not mapped, which is no
+ * error.
+ * Life: the board makes the host, the devices make their functions, and pci_host_reset then gives every BAR an
+ * address as firmware would have, and resets the devices. Functions are freed before the host.
  * Threads: every call with the machine lock held.
  */
 #ifndef DEV_PCI_PCI_H
@@ -72,7 +73,7 @@ void pci_function_free(struct pci_function *f);
 /* Set-up, before the first reset. */
 /* size: power of two, 4 KiB or more. A 64-bit BAR takes index and index + 1. */
 void pci_add_bar(struct pci_function *f, unsigned index, uint64_t size, bool is_64bit);
-/* Returns the offset of len zeroed bytes whose first two are filled in; read-only unless pci_config_writable says so. */
+/* Returns the offset of len bytes, 0 but for the first two; read-only unless pci_config_writable says so. */
 unsigned pci_add_cap(struct pci_function *f, uint8_t id, unsigned len);
 void pci_config_writable(struct pci_function *f, unsigned off, unsigned len);
 /* vectors up to PCI_MSIX_MAX; table (16 bytes each) and pending bits lie in BAR bar at the given offsets. */

@@ -7,15 +7,31 @@
 #define PCI_SLOTS 256 /* devfn */
 
 enum {
-	PCI_VENDOR = 0x00, PCI_DEVICE = 0x02, PCI_COMMAND = 0x04, PCI_STATUS = 0x06, PCI_REVISION = 0x08, PCI_CLASS = 0x09,
-	PCI_BAR0 = 0x10, PCI_SUBSYSTEM_VENDOR = 0x2c, PCI_SUBSYSTEM = 0x2e, PCI_CAPABILITIES = 0x34, PCI_INT_LINE = 0x3c,
-	PCI_INT_PIN = 0x3d, PCI_FIRST_CAP = 0x40,
-	COMMAND_MEMORY = 0x0002, COMMAND_MASTER = 0x0004, COMMAND_PARITY = 0x0040, COMMAND_SERR = 0x0100,
+	PCI_VENDOR = 0x00,
+	PCI_DEVICE = 0x02,
+	PCI_COMMAND = 0x04,
+	PCI_STATUS = 0x06,
+	PCI_REVISION = 0x08,
+	PCI_CLASS = 0x09,
+	PCI_BAR0 = 0x10,
+	PCI_SUBSYSTEM_VENDOR = 0x2c,
+	PCI_SUBSYSTEM = 0x2e,
+	PCI_CAPABILITIES = 0x34,
+	PCI_INT_LINE = 0x3c,
+	PCI_INT_PIN = 0x3d,
+	PCI_FIRST_CAP = 0x40,
+	COMMAND_MEMORY = 0x0002,
+	COMMAND_MASTER = 0x0004,
+	COMMAND_PARITY = 0x0040,
+	COMMAND_SERR = 0x0100,
 	COMMAND_INTX_OFF = 0x0400,
-	STATUS_INTX = 0x08, STATUS_CAP_LIST = 0x10,
+	STATUS_INTX = 0x08,
+	STATUS_CAP_LIST = 0x10,
 	BAR_64BIT = 0x4,
 	CAP_MSIX = 0x11,
-	MSIX_CONTROL = 2, MSIX_ENABLE = 0x8000, MSIX_MASK_ALL = 0x4000,
+	MSIX_CONTROL = 2,
+	MSIX_ENABLE = 0x8000,
+	MSIX_MASK_ALL = 0x4000,
 };
 
 struct msix_entry {
@@ -54,8 +70,13 @@ struct pci_function {
 	uint64_t msix_table, msix_pba;
 };
 
+/* All that a guest can see of the bridge, apart from its function. */
+struct pci_host_state {
+	uint32_t config_address; /* port 0xcf8 */
+};
+
 struct pci_host {
-	uint32_t config_address; /* guest-visible: port 0xcf8 */
+	struct pci_host_state s;
 	struct pci_host_config cfg;
 	struct pci_function *slots[PCI_SLOTS];
 	struct pci_function *bridge;

@@ -30,11 +30,15 @@ enum {
 };
 
 enum {
-	STATUS_ACKNOWLEDGE = 1, STATUS_DRIVER = 2, STATUS_DRIVER_OK = 4, STATUS_FEATURES_OK = 8, STATUS_NEEDS_RESET = 64,
+	STATUS_ACKNOWLEDGE = 1,
+	STATUS_DRIVER = 2,
+	STATUS_DRIVER_OK = 4,
+	STATUS_FEATURES_OK = 8,
+	STATUS_NEEDS_RESET = 64,
 	STATUS_FAILED = 128,
-	STATUS_BY_DRIVER =
-		STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED,
-	ISR_QUEUE = 1, ISR_CONFIG = 2,
+	STATUS_BY_DRIVER = STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED,
+	ISR_QUEUE = 1,
+	ISR_CONFIG = 2,
 	NO_VECTOR = 0xffff,
 };
 
@@ -340,7 +344,7 @@ static void bar_write(void *dev, unsigned bar, uint64_t off, unsigned size, uint
 	}
 }
 
-/* Configuration access capability (4.1.4.9): a window into the BAR for who cannot map it. False: not an access to make. */
+/* Configuration access capability (4.1.4.9): a window into the BAR for who cannot map it. False: no access made. */
 static bool window(struct virtio *v, unsigned off, unsigned size, bool write, uint64_t *value)
 {
 	const uint8_t *cap = pci_config(v->pci) + v->pci_cap;
@@ -410,7 +414,8 @@ static void add_caps(struct virtio *v)
 	pci_add_msix(v->pci, BAR, AREA_MSIX, AREA_PBA, vectors(v));
 }
 
-struct virtio *virtio_new(const struct virtio_config *cfg, const struct virtio_class *class, void *dev, struct error *err)
+struct virtio *virtio_new(const struct virtio_config *cfg, const struct virtio_class *class, void *dev,
+			  struct error *err)
 {
 	struct virtio *v = calloc(1, sizeof(*v));
 	struct pci_function_config function = {

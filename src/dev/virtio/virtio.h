@@ -1,10 +1,11 @@
 /*
- * The virtio-pci transport (virtio 1.2, 4.1, non-transitional) under every virtio device: negotiation, queues, interrupts.
+ * The virtio-pci transport (virtio 1.2, 4.1, non-transitional) under every virtio device: negotiation, queues,
+ * interrupts.
  *
- * A device gives its virtio_class and makes a struct virtio. When a queue has work, the class's kick runs: it takes chains
- * with virtio_pop, hands them back with virtio_push and ends with virtio_interrupt.
- * A driver that breaks the rules gets DEVICE_NEEDS_RESET: nothing is processed until it resets the device. What it writes
- * to a queue's size, addresses or enable bit after DRIVER_OK is ignored. Without bus mastering nothing is processed.
+ * A device gives its virtio_class and makes a struct virtio. When a queue has work, the class's kick runs: it takes
+ * chains with virtio_pop, hands them back with virtio_push and ends with virtio_interrupt. A driver that breaks the
+ * rules gets DEVICE_NEEDS_RESET: nothing is processed until it resets the device. What it writes to a queue's size,
+ * addresses or enable bit after DRIVER_OK is ignored. Without bus mastering nothing is processed.
  * Threads: machine lock held.
  */
 #ifndef DEV_VIRTIO_VIRTIO_H
@@ -46,7 +47,8 @@ struct virtio_config {
 	struct timer_queue *timers;
 };
 
-struct virtio *virtio_new(const struct virtio_config *cfg, const struct virtio_class *class, void *dev, struct error *err);
+struct virtio *virtio_new(const struct virtio_config *cfg, const struct virtio_class *class, void *dev,
+			  struct error *err);
 void virtio_free(struct virtio *v);
 
 /* False: nothing to take (or the queue is not in use, or was found broken). */

@@ -168,7 +168,8 @@ bool virtqueue_wants_interrupt(struct virtqueue *q)
 	return (uint16_t)(s->next_used - event - 1) < (uint16_t)(s->next_used - old);
 }
 
-uint32_t virtqueue_write(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t off, const void *buf, uint32_t len)
+uint32_t virtqueue_write(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t off, const void *buf,
+			 uint32_t len)
 {
 	const uint8_t *p = buf;
 	uint32_t left = len;

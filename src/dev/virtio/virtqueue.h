@@ -50,13 +50,14 @@ enum virtqueue_result { VIRTQUEUE_EMPTY, VIRTQUEUE_CHAIN, VIRTQUEUE_BROKEN };
 
 /* Check where the rings are and begin; false: misaligned or not in RAM. */
 bool virtqueue_enable(struct virtqueue *q);
-/* Take the next chain. EMPTY: the driver's next one will be notified. BROKEN: the driver violated 2.7; use it no more. */
+/* Take the next chain. EMPTY: the next one will be notified. BROKEN: the driver violated 2.7; use it no more. */
 enum virtqueue_result virtqueue_pop(struct virtqueue *q, struct virtqueue_chain *c);
 /* Hand the chain back, of which the first `written` bytes of the writable buffers were filled. */
 void virtqueue_push(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t written);
 /* After pushes: does the driver want an interrupt (2.7.7)? */
 bool virtqueue_wants_interrupt(struct virtqueue *q);
 /* Copy into the writable buffers from offset off; returns the bytes that fit. */
-uint32_t virtqueue_write(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t off, const void *buf, uint32_t len);
+uint32_t virtqueue_write(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t off, const void *buf,
+			 uint32_t len);
 
 #endif

@@ -26,8 +26,14 @@ struct rig {
 	struct acpi_pm *pm;
 };
 
-static uint32_t in(struct rig *r, unsigned off, unsigned size) { return (uint32_t)bus_read(r->f.bus, BUS_PIO, PM + off, size); }
-static void out(struct rig *r, unsigned off, unsigned size, uint32_t v) { bus_write(r->f.bus, BUS_PIO, PM + off, size, v); }
+static uint32_t in(struct rig *r, unsigned off, unsigned size)
+{
+	return (uint32_t)bus_read(r->f.bus, BUS_PIO, PM + off, size);
+}
+static void out(struct rig *r, unsigned off, unsigned size, uint32_t v)
+{
+	bus_write(r->f.bus, BUS_PIO, PM + off, size, v);
+}
 static bool sci(struct rig *r) { return r->f.level[GSI]; }
 
 static int setup_width(void **state, bool wide)

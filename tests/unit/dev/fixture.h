@@ -1,6 +1,6 @@
 /*
- * What a device is made from, faked or real, for the tests of this folder: a real bus and timer queue, an interrupt sink
- * that records, and a chardev that is only a pair of buffers.
+ * What a device is made from, faked or real, for the tests of this folder: a real bus and timer queue, an interrupt
+ * sink that records, and a chardev that is only a pair of buffers.
  */
 #ifndef TESTS_UNIT_DEV_FIXTURE_H
 #define TESTS_UNIT_DEV_FIXTURE_H

@@ -100,7 +100,10 @@ static int teardown(void **state)
 static uint32_t mem(struct rig *r, gpa_t at, unsigned size) { return (uint32_t)bus_read(r->f.bus, BUS_MMIO, at, size); }
 static void set_mem(struct rig *r, gpa_t at, unsigned size, uint64_t v) { bus_write(r->f.bus, BUS_MMIO, at, size, v); }
 static uint32_t cfg(struct rig *r, unsigned reg, unsigned size) { return mem(r, ECAM + (DEVFN << 12) + reg, size); }
-static void set_cfg(struct rig *r, unsigned reg, unsigned size, uint32_t v) { set_mem(r, ECAM + (DEVFN << 12) + reg, size, v); }
+static void set_cfg(struct rig *r, unsigned reg, unsigned size, uint32_t v)
+{
+	set_mem(r, ECAM + (DEVFN << 12) + reg, size, v);
+}
 
 static uint32_t legacy(struct rig *r, uint32_t address, unsigned lane, unsigned size)
 {
@@ -422,9 +425,19 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_header), T(test_nobody_home), T(test_mechanism_1), T(test_assigned_like_firmware), T(test_bar_sizing),
-		T(test_bar_moves), T(test_bars_that_overlap), T(test_capabilities), T(test_reset_restores), T(test_intx),
-		T(test_msix_table), T(test_msix_delivery), T(test_bar_access_is_checked),
+		T(test_header),
+		T(test_nobody_home),
+		T(test_mechanism_1),
+		T(test_assigned_like_firmware),
+		T(test_bar_sizing),
+		T(test_bar_moves),
+		T(test_bars_that_overlap),
+		T(test_capabilities),
+		T(test_reset_restores),
+		T(test_intx),
+		T(test_msix_table),
+		T(test_msix_delivery),
+		T(test_bar_access_is_checked),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -52,7 +52,8 @@ static void set(struct rig *r, uint8_t reg, uint8_t v)
 }
 
 /* year month day hour minute second, as the registers show them */
-static void set_clock(struct rig *r, uint8_t century, uint8_t y, uint8_t mo, uint8_t d, uint8_t h, uint8_t mi, uint8_t s)
+static void set_clock(struct rig *r, uint8_t century, uint8_t y, uint8_t mo, uint8_t d, uint8_t h, uint8_t mi,
+		      uint8_t s)
 {
 	uint8_t b = get(r, 0x0b);
 
@@ -186,8 +187,10 @@ static void test_set_bit_stops_the_clock(void **state)
 
 static void test_formats(void **state)
 {
-	static const struct { uint8_t hour24, bcd12, bin12; } hours[] = {
-		{0, 0x12, 12}, {1, 0x01, 1}, {9, 0x09, 9}, {11, 0x11, 11}, {12, 0x92, 0x8c}, {13, 0x81, 0x81}, {23, 0x91, 0x8b},
+	static const struct { uint8_t hour24, bcd12, bin12;
+	} hours[] = {
+		{0, 0x12, 12},	  {1, 0x01, 1},	    {9, 0x09, 9},     {11, 0x11, 11},
+		{12, 0x92, 0x8c}, {13, 0x81, 0x81}, {23, 0x91, 0x8b},
 	};
 	struct rig *r = *state;
 
@@ -336,9 +339,18 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_initial_registers), T(test_host_time_in_utc), T(test_memory_size_bytes), T(test_ram_and_nmi_bit),
-		T(test_set_clock_and_rollover), T(test_set_bit_stops_the_clock), T(test_formats), T(test_update_interrupt),
-		T(test_alarm), T(test_periodic), T(test_uip), T(test_reset_pin),
+		T(test_initial_registers),
+		T(test_host_time_in_utc),
+		T(test_memory_size_bytes),
+		T(test_ram_and_nmi_bit),
+		T(test_set_clock_and_rollover),
+		T(test_set_bit_stops_the_clock),
+		T(test_formats),
+		T(test_update_interrupt),
+		T(test_alarm),
+		T(test_periodic),
+		T(test_uip),
+		T(test_reset_pin),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,7 +47,10 @@ static uint8_t in(struct rig *r, unsigned reg) { return pio_in8(&r->f, (uint16_t
 static void out(struct rig *r, unsigned reg, uint8_t v) { pio_out8(&r->f, (uint16_t)(BASE + reg), v); }
 static bool line(struct rig *r) { return r->f.level[GSI]; }
 
-static size_t feed(struct rig *r, const char *s) { return r->chr.client.receive(r->chr.client.ctx, (const uint8_t *)s, strlen(s)); }
+static size_t feed(struct rig *r, const char *s)
+{
+	return r->chr.client.receive(r->chr.client.ctx, (const uint8_t *)s, strlen(s));
+}
 
 static void test_reset_state(void **state)
 {

@@ -13,10 +13,30 @@
 #define CONSOLE PCI_DEVFN(2, 0)
 
 enum {
-	ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 64, FAILED = 128,
-	C_DFSEL = 0, C_DF = 4, C_GFSEL = 8, C_GF = 12, C_VECTOR = 16, C_NQ = 18, C_STATUS = 20, C_GEN = 21, C_QSEL = 22, C_QSIZE = 24,
-	C_QVECTOR = 26, C_QENABLE = 28, C_QNOTIFY = 30, C_QDESC = 32, C_QDRIVER = 40, C_QDEVICE = 48,
-	NEXT = 1, WRITE = 2,
+	ACKNOWLEDGE = 1,
+	DRIVER = 2,
+	DRIVER_OK = 4,
+	FEATURES_OK = 8,
+	NEEDS_RESET = 64,
+	FAILED = 128,
+	C_DFSEL = 0,
+	C_DF = 4,
+	C_GFSEL = 8,
+	C_GF = 12,
+	C_VECTOR = 16,
+	C_NQ = 18,
+	C_STATUS = 20,
+	C_GEN = 21,
+	C_QSEL = 22,
+	C_QSIZE = 24,
+	C_QVECTOR = 26,
+	C_QENABLE = 28,
+	C_QNOTIFY = 30,
+	C_QDESC = 32,
+	C_QDRIVER = 40,
+	C_QDEVICE = 48,
+	NEXT = 1,
+	WRITE = 2,
 };
 
 /* What a driver knows of a device. */
@@ -39,8 +59,14 @@ struct rig {
 
 static uint64_t mem(struct rig *r, gpa_t at, unsigned size) { return bus_read(r->f.bus, BUS_MMIO, at, size); }
 static void set_mem(struct rig *r, gpa_t at, unsigned size, uint64_t v) { bus_write(r->f.bus, BUS_MMIO, at, size, v); }
-static uint32_t cfg(struct rig *r, unsigned reg, unsigned size) { return (uint32_t)mem(r, ECAM + (r->d.devfn << 12) + reg, size); }
-static void set_cfg(struct rig *r, unsigned reg, unsigned size, uint32_t v) { set_mem(r, ECAM + (r->d.devfn << 12) + reg, size, v); }
+static uint32_t cfg(struct rig *r, unsigned reg, unsigned size)
+{
+	return (uint32_t)mem(r, ECAM + (r->d.devfn << 12) + reg, size);
+}
+static void set_cfg(struct rig *r, unsigned reg, unsigned size, uint32_t v)
+{
+	set_mem(r, ECAM + (r->d.devfn << 12) + reg, size, v);
+}
 static uint32_t com(struct rig *r, unsigned off, unsigned size) { return (uint32_t)mem(r, r->d.common + off, size); }
 static void set_com(struct rig *r, unsigned off, unsigned size, uint32_t v) { set_mem(r, r->d.common + off, size, v); }
 
@@ -145,7 +171,10 @@ static void notify(struct rig *r, unsigned q)
 }
 
 static unsigned used(struct rig *r, unsigned q) { return (unsigned)peek(r, ring(q) + 0x2002, 2); }
-static uint32_t used_len(struct rig *r, unsigned q, unsigned i) { return (uint32_t)peek(r, ring(q) + 0x2008 + 8 * i, 4); }
+static uint32_t used_len(struct rig *r, unsigned q, unsigned i)
+{
+	return (uint32_t)peek(r, ring(q) + 0x2008 + 8 * i, 4);
+}
 
 static uint64_t device_features(struct rig *r)
 {
@@ -480,8 +509,10 @@ static void test_pci_config_access(void **state)
 	set_cfg(r, cap + 16, 4, ACKNOWLEDGE);
 	assert_int_equal(com(r, C_STATUS, 1), ACKNOWLEDGE);
 	/* Nonsense in each field: nothing happens. */
-	static const struct { uint32_t bar, off, len; } bad[] = {
-		{1, 0, 4}, {6, 0, 4}, {255, 0, 4}, {0, 2, 4}, {0, 0, 3}, {0, 0, 0}, {0, 0, 8}, {0, 0xfffffffc, 4}, {0, 0x8000, 4},
+	static const struct { uint32_t bar, off, len;
+	} bad[] = {
+		{1, 0, 4}, {6, 0, 4}, {255, 0, 4},	  {0, 2, 4},	  {0, 0, 3},
+		{0, 0, 0}, {0, 0, 8}, {0, 0xfffffffc, 4}, {0, 0x8000, 4},
 	};
 
 	set_cfg(r, cap + 12, 4, 0);
@@ -580,10 +611,20 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_identity), T(test_feature_negotiation), T(test_widths), T(test_rng_with_intx), T(test_rng_with_msix),
-		T(test_rng_takes_turns), T(test_nothing_happens_too_early), T(test_frozen_after_driver_ok),
-		T(test_broken_driver_needs_reset), T(test_buffer_in_a_bar), T(test_pci_config_access), T(test_console_output),
-		T(test_console_input), T(test_reset_through_pci),
+		T(test_identity),
+		T(test_feature_negotiation),
+		T(test_widths),
+		T(test_rng_with_intx),
+		T(test_rng_with_msix),
+		T(test_rng_takes_turns),
+		T(test_nothing_happens_too_early),
+		T(test_frozen_after_driver_ok),
+		T(test_broken_driver_needs_reset),
+		T(test_buffer_in_a_bar),
+		T(test_pci_config_access),
+		T(test_console_output),
+		T(test_console_input),
+		T(test_reset_through_pci),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

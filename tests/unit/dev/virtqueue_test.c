@@ -1,6 +1,8 @@
 /* Split rings (virtio 1.2, 2.7): what a good driver does, and everything that a bad one may do. */
 #include "fixture.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "dev/virtio/virtqueue.h"
@@ -103,7 +105,8 @@ static void test_indirect(void **state)
 	struct rig *r = *state;
 
 	for (unsigned i = 0; i < 20; i++) /* longer than the queue: its own table counts */
-		desc_at(r, TABLE, i, DATA + 0x100 * i, 0x100, i < 19 ? NEXT | (i >= 10 ? WRITE : 0) : WRITE, (uint16_t)(i + 1));
+		desc_at(r, TABLE, i, DATA + 0x100 * i, 0x100, i < 19 ? NEXT | (i >= 10 ? WRITE : 0) : WRITE,
+			(uint16_t)(i + 1));
 	desc(r, 0, DATA + 0x8000, 4, NEXT, 1);
 	desc(r, 1, TABLE, 20 * 16, INDIRECT, 0);
 	offer(r, 0);
@@ -236,7 +239,8 @@ static void test_rings_must_lie_in_ram(void **state)
 	struct rig *r = *state;
 
 	for (size_t i = 0; i < ARRAY_LEN(at); i++) {
-		r->q.s = (struct virtqueue_state){.size = SIZE, .desc = at[i].desc, .avail = at[i].avail, .used = at[i].used};
+		r->q.s = (struct virtqueue_state){
+			.size = SIZE, .desc = at[i].desc, .avail = at[i].avail, .used = at[i].used};
 		assert_int_equal(virtqueue_enable(&r->q), at[i].ok);
 		assert_int_equal(r->q.s.enabled, at[i].ok);
 	}
@@ -360,13 +364,75 @@ static void test_total_length(void **state)
 	assert_int_equal(r->c.write_len, UINT32_MAX);
 }
 
+struct racer {
+	struct rig *rig;
+	atomic_bool stop;
+};
+
+/* A second vCPU that rewrites the descriptor and the table behind it without end. */
+static void *rewrite(void *ctx)
+{
+	static const struct { uint64_t addr; uint32_t len; uint16_t flags; } d[] = {
+		{DATA, 16, 0}, {RAM_SIZE - 1, 1, WRITE}, {0, RAM_SIZE, 0}, {UINT64_MAX - 15, 0xffffffff, WRITE},
+		{TABLE, 32, INDIRECT}, {RAM_SIZE - 32, 64, INDIRECT}, {DATA, 8, NEXT}, {3 * GIB, 4, WRITE},
+	};
+	struct racer *race = ctx;
+	volatile struct { uint64_t addr; uint32_t len; uint16_t flags, next; } *at[3] = {
+		ram_ptr(race->rig->ram, DESC, 16), ram_ptr(race->rig->ram, TABLE, 16), ram_ptr(race->rig->ram, TABLE + 16, 16),
+	};
+
+	for (unsigned i = 0; !atomic_load(&race->stop); i++) {
+		unsigned a = i * 7 % ARRAY_LEN(d), t = i / 5 % 3;
+
+		at[t]->len = d[(a + i / 64) % ARRAY_LEN(d)].len;
+		at[t]->addr = d[a].addr;
+		at[t]->flags = d[(a + i / 256) % ARRAY_LEN(d)].flags;
+		at[t]->next = (uint16_t)(i & 1);
+	}
+	return NULL;
+}
+
+/* Whatever is caught in the act: what comes out lies in RAM, and is what was checked. */
+static void test_descriptors_change_meanwhile(void **state)
+{
+	struct racer race = {.rig = *state};
+	struct rig *r = *state;
+	unsigned chains = 0, refused = 0;
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, rewrite, &race), 0);
+	for (unsigned i = 0; i < 300000; i++) {
+		uint64_t sum = 0;
+
+		poke16(r, AVAIL + 2, r->q.s.next_avail + 1);
+		if (virtqueue_pop(&r->q, &r->c) != VIRTQUEUE_CHAIN) {
+			refused++;
+			continue;
+		}
+		chains++;
+		for (unsigned n = 0; n < r->c.nread + r->c.nwrite; n++) {
+			const struct virtqueue_seg *s = &r->c.segs[n];
+
+			if (!range_ok(s->gpa, s->len, RAM_SIZE) || s->ptr != (uint8_t *)ram_view(r->ram) + s->gpa)
+				fail_msg("segment %u at 0x%llx", n, (unsigned long long)s->gpa);
+			sum += s->len;
+		}
+		if (sum != (uint64_t)r->c.read_len + r->c.write_len)
+			fail_msg("lengths do not add up");
+	}
+	atomic_store(&race.stop, true);
+	pthread_join(thread, NULL);
+	assert_true(chains > 0 && refused > 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_chain_of_three), T(test_indirect), T(test_write_and_push), T(test_indices_wrap), T(test_interrupt_flag),
-		T(test_event_index), T(test_rings_must_lie_in_ram), T(test_malicious_chains), T(test_malicious_indirect),
-		T(test_malicious_ring), T(test_total_length),
+		T(test_chain_of_three),	       T(test_indirect),	 T(test_write_and_push),
+		T(test_indices_wrap),	       T(test_interrupt_flag),	 T(test_event_index),
+		T(test_rings_must_lie_in_ram), T(test_malicious_chains), T(test_malicious_indirect),
+		T(test_malicious_ring),	       T(test_total_length), T(test_descriptors_change_meanwhile),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
