@@ -145,7 +145,7 @@ static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *s
 	if (!side_run(v, st, &dst, &n))
 		return false;
 	if (n && !host_run(v, st, &dst, n, &to))
-		return false;
+		n = 0; /* as for MOVS: the fault is the first element's, with its own address */
 	if (n && to) {
 		fill_run(to, v->s.gpr[R_AX], n, st->size);
 	} else {
@@ -226,7 +226,7 @@ static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *s
 	if (!side_run(v, st, &src, &n) || !side_run(v, st, &dst, &n))
 		return false;
 	if (n && (!host_run(v, st, &src, n, &a) || !host_run(v, st, &dst, n, &b)))
-		return false;
+		n = 0;
 	if (n && a && b) {
 		n = compare_run(v, a, b, 0, n, st, stop);
 	} else {
@@ -248,8 +248,10 @@ static bool scas_step(struct vcpu *v, const struct insn *in, const struct str *s
 	uint64_t n = max, x = gpr_get(v, R_AX, st->size), y;
 	uint8_t *b = NULL;
 
-	if (!side_run(v, st, &dst, &n) || (n && !host_run(v, st, &dst, n, &b)))
+	if (!side_run(v, st, &dst, &n))
 		return false;
+	if (n && !host_run(v, st, &dst, n, &b))
+		n = 0;
 	if (n && b) {
 		n = compare_run(v, NULL, b, x, n, st, stop);
 	} else {
