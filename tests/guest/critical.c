@@ -194,7 +194,7 @@ static void selectors(void)
 
 	asm volatile("mov %0, %%ds; mov %0, %%es; mov %0, %%fs; mov %1, %%gs" ::"r"(UDS), "r"(3));
 	run_frame(&f);
-	asm volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"(KDS), "r"(0));
+	asm volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"(UDS), "r"(0));
 	check_eq(trap.f.ax, UCS, "ring 3: CS shows RPL 3");
 	check_eq(trap.f.bx, UDS, "ring 3: SS");
 	check_eq(trap.f.cx, UDS, "ring 3: DS");

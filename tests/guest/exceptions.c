@@ -249,7 +249,7 @@ static void seg_loads(void)
 	gdt_set(SEL_FREE, gdt[KDS / 8] & ~BIT64(40));
 	LOAD("es", SEL_FREE);
 	check_eq(gdt[SEL_FREE / 8] >> 40 & 1, 1, "accessed bit of a data segment");
-	asm volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"(KDS), "r"(0));
+	asm volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"(UDS), "r"(0));
 	/* system segments */
 	TRAP(asm volatile("ltr %w0" ::"r"(0)));
 	check_trap(EXC_GP, 0, "ltr 0");
@@ -317,13 +317,22 @@ static void stack_and_canonical(void)
 	check_mark("load from a non-canonical address");
 	TRAP(asm volatile("mov %0, %%rbp; movb (%%rbp), %%al; mov %%rbp, %%rbp" ::"r"(nc) : "al", "rbx"));
 	check_trap(EXC_SS, 0, "load through rbp, non-canonical");
-	TRAP(asm volatile("jmp *%0" ::"r"(nc)));
+	/* measured on the CPU too: all four fault at the branch, with RSP as before it */
+	TRAP(asm volatile(MARK "jmp *%0" ::"r"(nc)));
 	check_trap(EXC_GP, 0, "jmp to a non-canonical address");
-	TRAP(asm volatile("call *%0" ::"r"(nc)));
+	check_mark("jmp to a non-canonical address");
+	ulong sp;
+	TRAP(asm volatile("mov %%rsp, %0; " MARK "call *%1" : "=m"(sp) : "r"(nc)));
 	check_trap(EXC_GP, 0, "call of a non-canonical address");
-	TRAP(asm volatile(MARK "push %0; ret" ::"r"(nc)));
+	check_mark("call of a non-canonical address");
+	check_eq(trap.f.sp, sp, "call of a non-canonical address: rsp");
+	TRAP(asm volatile("mov %%rsp, %0; movq $0x08, -8(%%rsp); mov %1, -16(%%rsp); lea -16(%%rsp), %%rsp; " MARK "lretq" : "=m"(sp) : "r"(nc) : "memory"));
+	check_trap(EXC_GP, 0, "lret to a non-canonical address");
+	check_mark("lret to a non-canonical address");
+	TRAP(asm volatile("mov %%rsp, %0; push %1; " MARK "ret" : "=m"(sp) : "r"(nc)));
 	check_trap(EXC_GP, 0, "ret to a non-canonical address");
-	check_eq(trap.f.ip, trap_mark + 1 + (*(u8 *)trap_mark == 0x41), "ret to a non-canonical address: rip");
+	check_mark("ret to a non-canonical address");
+	check_eq(trap.f.sp, sp - 8, "ret to a non-canonical address: rsp");
 	/* a push on a non-canonical stack is #SS(0); taken on IST3, as the stack is no use */
 	idt_stub(EXC_SS, 0x8e, 3);
 	TRAP(asm volatile("mov %0, %%rsp; " MARK "push %%rax" ::"r"(nc)));

@@ -156,10 +156,10 @@ static void xsave(void)
 	TRAP(XSAVE("xrstor64", area, 3));
 	check_trap(EXC_GP, 0, "XRSTOR with a bit beyond XCR0");
 	hdr[0] = 3;
-	hdr[3] = 1;
+	hdr[2] = 1; /* bytes 23:8 must be 0 (vol. 1, 13.8.1) */
 	TRAP(XSAVE("xrstor64", area, 3));
 	check_trap(EXC_GP, 0, "XRSTOR with a reserved header byte");
-	hdr[3] = 0;
+	hdr[2] = 0;
 	TRAP(XSAVE("xsave64", area + 32, 3));
 	check_trap(EXC_GP, 0, "XSAVE, misaligned");
 	write_cr0(read_cr0() | CR0_TS);

@@ -185,7 +185,7 @@ static void segments(void)
 
 	asm volatile("mov %0, %%ds; mov %1, %%es; mov %0, %%fs; mov %1, %%gs" ::"r"(KDS), "r"(UDS));
 	run_frame(&f);
-	asm volatile("mov %0, %%ds; mov %0, %%es" ::"r"(KDS));
+	asm volatile("mov %0, %%ds; mov %0, %%es" ::"r"(UDS));
 	check_eq(trap.f.ax & 0xffff, 0, "ds with DPL 0 becomes null");
 	check_eq(trap.f.bx & 0xffff, UDS, "es with DPL 3 stays");
 	check_eq(trap.f.cx & 0xffff, 0, "fs with DPL 0 becomes null");

@@ -171,7 +171,7 @@ static void smap_rules(ulong frame)
 	set_env(&(struct env){.wp = true});
 	TRAP(asm volatile("mov %0, %%es" ::"r"(0x0c)));
 	check_trap(NO_TRAP, -1, "segment load through an LDT in a user page, no SMAP");
-	asm volatile("mov %0, %%es; lldt %w1" ::"r"(KDS), "r"(0));
+	asm volatile("mov %0, %%es; lldt %w1" ::"r"(UDS), "r"(0));
 }
 #endif
 

@@ -20,28 +20,30 @@ static u32 data[16] ALIGNED(64);
 
 #define FREE(n) (SEL_FREE + 8 * (n))
 
+/* A trap puts ES back: load it before each attempt. */
+#define LOAD_ES asm volatile("mov %0, %%es" ::"r"(FREE(0)))
+
 static void limits(void)
 {
 	u32 v = 0;
 
 	gdt_set(FREE(0), seg_desc((u32)data, 15, 0x93, 4)); /* 16 bytes */
-	asm volatile("mov %0, %%es" ::"r"(FREE(0)));
-	TRAP(asm volatile("movl %%es:12, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:12, %0" : "=r"(v)));
 	check_trap(NO_TRAP, -1, "last dword inside the limit");
-	TRAP(asm volatile(MARK "movl %%es:13, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile(MARK "movl %%es:13, %0" : "=r"(v)));
 	check_trap(EXC_GP, 0, "one byte beyond the limit");
 	check_mark("one byte beyond the limit");
-	TRAP(asm volatile("movb %%es:15, %b0" : "=q"(v)));
+	TRAP(LOAD_ES; asm volatile("movb %%es:15, %b0" : "=q"(v)));
 	check_trap(NO_TRAP, -1, "last byte");
-	TRAP(asm volatile("movl %%es:-2, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:-2, %0" : "=r"(v)));
 	check_trap(EXC_GP, 0, "offset that wraps");
-	TRAP(asm volatile("movups %%es:1, %%xmm0" ::));
+	TRAP(LOAD_ES; asm volatile("movups %%es:1, %%xmm0" ::));
 	check_trap(EXC_GP, 0, "16 bytes beyond the limit");
-	TRAP(asm volatile("movups %%es:0, %%xmm0" ::));
+	TRAP(LOAD_ES; asm volatile("movups %%es:0, %%xmm0" ::));
 	check_trap(NO_TRAP, -1, "16 bytes inside the limit");
-	TRAP(asm volatile("movb $1, %%es:16" ::));
+	TRAP(LOAD_ES; asm volatile("movb $1, %%es:16" ::));
 	check_trap(EXC_GP, 0, "store beyond the limit");
-	TRAP(asm volatile("mov $20, %%ecx; xor %%edi, %%edi; rep stosb" ::: "ecx", "edi", "memory"));
+	TRAP(LOAD_ES; asm volatile("mov $20, %%ecx; xor %%edi, %%edi; rep stosb" ::: "ecx", "edi", "memory"));
 	check_trap(EXC_GP, 0, "rep stosb over the limit");
 	check_eq(trap.f.cx, 4, "rep stosb over the limit: ecx");
 	check_eq(trap.f.di, 16, "rep stosb over the limit: edi");
@@ -55,8 +57,7 @@ static void limits(void)
 	check_eq(v, 0x12345678, "base + offset wraps at 4 GiB");
 	/* types */
 	gdt_set(FREE(0), seg_desc(0, 0xfffff, 0x91, 0xc));
-	asm volatile("mov %0, %%es" ::"r"(FREE(0)));
-	TRAP(asm volatile("movl %%es:(%1), %0; movl %0, %%es:(%1)" : "=&r"(v) : "r"(data)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:(%1), %0; movl %0, %%es:(%1)" : "=&r"(v) : "r"(data)));
 	check_trap(EXC_GP, 0, "write to a read-only segment");
 	TRAP(asm volatile("movl %0, %%cs:(%1)" ::"r"(v), "r"(data)));
 	check_trap(EXC_GP, 0, "write to a code segment");
@@ -67,16 +68,14 @@ static void limits(void)
 	check_trap(EXC_GP, 0, "access through a null segment");
 	/* expand-down: valid above the limit, up to 64 KiB or 4 GiB by the B bit */
 	gdt_set(FREE(0), seg_desc(0, 0x1ff, 0x97, 0xc)); /* limit 0x1fffff */
-	asm volatile("mov %0, %%es" ::"r"(FREE(0)));
-	TRAP(asm volatile("movl %%es:0x1ffffc, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:0x1ffffc, %0" : "=r"(v)));
 	check_trap(EXC_GP, 0, "expand-down: below");
-	TRAP(asm volatile("movl %%es:0x1ffffe, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:0x1ffffe, %0" : "=r"(v)));
 	check_trap(EXC_GP, 0, "expand-down: across");
-	TRAP(asm volatile("movl %%es:0x200000, %0" : "=r"(v)));
+	TRAP(LOAD_ES; asm volatile("movl %%es:0x200000, %0" : "=r"(v)));
 	check_trap(NO_TRAP, -1, "expand-down: above");
 	gdt_set(FREE(0), seg_desc((u32)data, 0xfff, 0x97, 0)); /* 16 bit */
-	asm volatile("mov %0, %%es" ::"r"(FREE(0)));
-	TRAP(asm volatile("movb %%es:0x10000, %b0" : "=q"(v)));
+	TRAP(LOAD_ES; asm volatile("movb %%es:0x10000, %b0" : "=q"(v)));
 	check_trap(EXC_GP, 0, "16-bit expand-down: above 64 KiB");
 	asm volatile("mov %0, %%es; mov %0, %%fs" ::"r"(KDS));
 	/* a small stack segment: #SS(0) */

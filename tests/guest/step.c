@@ -35,7 +35,7 @@ static bool on_db(struct frame *f)
 	if (nhits < MAX_LOG)
 		hits[nhits++] = (struct hit){f->ip, f->cs, read_dr6(), f->flags};
 	write_dr6(DR6_INIT);
-	if (set_rf)
+	if (set_rf && (hits[nhits ? nhits - 1 : 0].dr6 & 0xf))
 		f->flags |= FL_RF;
 	return true;
 }
@@ -202,7 +202,13 @@ static void breakpoints(void)
 	f = user_frame(u_loop);
 	f.flags |= FL_TF;
 	stepped(&f);
-	check(nhits >= 8, "breakpoint and single step together");
+	unsigned bp = 0, ss = 0;
+	for (unsigned i = 0; i < nhits; i++) {
+		bp += hits[i].dr6 >> 3 & 1;
+		ss += hits[i].dr6 >> 14 & 1;
+	}
+	check_eq(bp, 3, "breakpoint and single step together: breakpoints");
+	check_eq(ss, 7, "breakpoint and single step together: steps");
 	/* ring 0 */
 	set_rf = false;
 	write_dr7(0x400);

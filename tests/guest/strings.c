@@ -274,7 +274,7 @@ static void wrap32(void)
 	f.di = 0x1fffe;
 	asm volatile("mov %0, %%es" ::"r"(SEL_FREE | 3));
 	run_frame(&f);
-	asm volatile("mov %0, %%es" ::"r"(KDS));
+	asm volatile("mov %0, %%es" ::"r"(UDS));
 	check_trap(VEC_EXIT, 0, "addr16 rep stosb");
 	check_eq(trap.f.di, 0x10003, "addr16 rep stosb: edi");
 	check_eq(trap.f.cx, 0x10000, "addr16 rep stosb: ecx");

@@ -23,9 +23,10 @@ _start:
 	lgdt boot_gdtr
 	ljmp $0x08, $1f
 	.code64
-1:	movl $0x10, %eax
+1:	movl $0x3b, %eax			/* DS, ES: ring 3's, so that they outlive a return to compatibility mode */
 	movl %eax, %ds
 	movl %eax, %es
+	movl $0x10, %eax
 	movl %eax, %ss
 	xorl %eax, %eax
 	movl %eax, %fs

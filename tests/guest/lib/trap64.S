@@ -83,7 +83,7 @@ trap_arm:
 /* Back to where trap_arm was called, by IRET (which also unmasks NMI), with clean flags and segments. */
 	.globl trap_unwind
 trap_unwind:
-	movl $0x10, %eax
+	movl $0x3b, %eax
 	movl %eax, %ds
 	movl %eax, %es
 	movq trap_buf + 8, %rdx
