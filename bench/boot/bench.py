@@ -24,10 +24,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MARK = b"doppel: init reached"
 LIMIT = 120
 MEMORY = "512M"
-# Mappings that hold the guest's RAM, the code cache and the address tables: not the VMM's own memory.
+# Mappings that hold the guest's RAM and translated code: not the VMM's own memory.
 RAM = re.compile(r"memfd:(doppel-ram|guest-ram)")
 CODE = re.compile(r"memfd:doppel-code")
-TABLES = re.compile(r"doppel-tlb")
 
 
 def arguments():
@@ -80,21 +79,17 @@ def boot(command, on_mark=None):
 
 
 def resident(pid):
-    """KiB resident, by kind of mapping; a page mapped twice counts once, at its largest mapping."""
-    sums = {"ram": 0, "code": 0, "tables": 0, "own": 0}
-    twice = {"ram": 0, "code": 0}
+    """KiB resident, by kind of mapping. RAM and code are mapped more than once: their largest mapping counts."""
+    kib = {"ram": 0, "code": 0, "own": 0}
     kind = "own"
     for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             name = line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
-            kind = "ram" if RAM.search(name) else "code" if CODE.search(name) else "tables" if TABLES.search(name) else "own"
+            kind = "ram" if RAM.search(name) else "code" if CODE.search(name) else "own"
         elif line.startswith("Rss:"):
-            kib = int(line.split()[1])
-            if kind in twice:
-                twice[kind] = max(twice[kind], kib)
-            else:
-                sums[kind] += kib
-    return {**sums, **twice}
+            size = int(line.split()[1])
+            kib[kind] = kib[kind] + size if kind == "own" else max(kib[kind], size)
+    return kib
 
 
 def memory(command):
@@ -125,13 +120,13 @@ def svg(rows, path):
 
 
 def table(rows, facts):
-    out = ["| | to /init, s | to power-off, s | ratio to doppel | VMM's own memory, MiB | code cache, MiB | address tables, MiB |", "|---|---|---|---|---|---|---|"]
+    out = ["| | to /init, s | to power-off, s | ratio to doppel | VMM's own memory, MiB | code cache, MiB |", "|---|---|---|---|---|---|"]
     for r in rows:
         m = r["memory_kib"]
         cells = [r["name"], f"{r['init_s']:.2f} ({r['init_min']:.2f}-{r['init_max']:.2f})",
                  f"{r['poweroff_s']:.2f} ({r['poweroff_min']:.2f}-{r['poweroff_max']:.2f})",
                  f"{r['init_s'] / rows[0]['init_s']:.2f} / {r['poweroff_s'] / rows[0]['poweroff_s']:.2f}", f"{m['own'] / 1024:.1f}",
-                 f"{m['code'] / 1024:.1f}" if m["code"] else "in own", f"{m['tables'] / 1024:.1f}" if m["tables"] else "in own"]
+                 f"{m['code'] / 1024:.1f}" if m["code"] else "in own"]
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "Medians (fastest-slowest) of " + f"{facts['rounds']} rounds; {facts['kernel']}, {MEMORY} of RAM; {facts['host']}; {facts['qemu']}.",
             "Memory: resident one second after /init, without guest RAM. Made by `bench/boot/bench.py`."]
