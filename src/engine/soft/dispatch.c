@@ -151,6 +151,8 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 
 	if (in->vex_gpr && !prot)
 		return vcpu_raise_ud(v);
+	if (in->enc == ENC_EVEX && in->map >= 5 && !cpuid_has(v->cfg->cpuid, 7, 0, CPUID_EDX, 23)) /* AVX512-FP16 */
+		return vcpu_raise_ud(v);
 	switch (in->unit) {
 	case UNIT_INT:
 		return true;
@@ -187,34 +189,89 @@ static bool run_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	return true;
 }
 
+/* Segment offset and size of the operand; MASKMOV's is implicit. */
+static uint64_t operand_offset(const struct vcpu *v, const struct insn *in, unsigned *size)
+{
+	if (in->kind != INSN_MASKMOV) {
+		*size = in->mem_size;
+		return insn_mem_offset(in, v->s.gpr, v->s.rip + in->len);
+	}
+	*size = in->unit == UNIT_MMX ? 8 : 16;
+	return v->s.gpr[R_DI] & mask_bytes(in->asz);
+}
+
+/*
+ * A masked vector instruction whose full operand is not accessible: elements that are masked off do not fault, so the CPU
+ * has to tell which count. The operand is put where its inaccessible pages are inaccessible on the host too.
+ */
+static bool step_masked(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes, gva_t la, unsigned size)
+{
+	static const uint8_t first_page[4] = {1 /* neither */, 0 /* first ok */, 2 /* second ok */, 0};
+	struct vcpu *v = &sv->v;
+	bool write = in->mem != MEM_READ;
+	unsigned off = la & (PAGE_SIZE - 1), n0 = (unsigned)min_u64(size, PAGE_SIZE - off), len[2] = {n0, size - n0}, ok = 0;
+	uint8_t data[2][64], *p;
+	uint32_t error[2] = {0};
+
+	for (unsigned i = 0; i < 2 && len[i]; i++) {
+		gva_t at = la + (i ? n0 : 0);
+
+		if ((!write || mmu_probe_write(v, at, len[i], 0)) && mmu_read(v, at, data[i], len[i], 0))
+			ok |= 1u << i;
+		else
+			error[i] = v->exc.error;
+	}
+	p = sv->masked_pages + first_page[ok] * PAGE_SIZE + off;
+	if (ok == 3) /* became accessible meanwhile */
+		p = sv->bounce + (la & 63);
+	for (unsigned i = 0; i < 2; i++)
+		if (ok & (1u << i))
+			memcpy(p + (i ? n0 : 0), data[i], len[i]);
+	sv->step_fault = 0;
+	if (!run_step(sv, in, bytes, p)) {
+		uint64_t at = sv->step_fault - (uintptr_t)p;
+
+		if (sv->step_fault && at < size)
+			vcpu_raise_pf(v, la + at, error[at >= n0]);
+		return false;
+	}
+	for (unsigned i = 0; i < 2 && write; i++)
+		if ((ok & (1u << i)) && !mmu_write(v, la + (i ? n0 : 0), p + (i ? n0 : 0), len[i], 0))
+			return false;
+	return true;
+}
+
 static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct vcpu *v = &sv->v;
-	bool write = in->mem != MEM_READ;
-	unsigned size = in->mem_size, flags = write ? MMU_WRITE : MMU_READ;
+	bool write = in->mem != MEM_READ, masked = in->mem_masked || in->kind == INSN_MASKMOV;
+	unsigned size, flags = write ? MMU_WRITE : MMU_READ;
+	uint64_t off = operand_offset(v, in, &size);
 	uint8_t *bounce;
 	void *host = NULL;
 	gva_t la;
 
 	if (size > BOUNCE_SIZE)
 		return vcpu_raise_ud(v);
-	if (!seg_linear(v, in->seg, insn_mem_offset(in, v->s.gpr, v->s.rip + in->len), size, write, &la))
-		return false;
-	if (in->mem_aligned && (la & (size - 1)))
+	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1)))
 		return vcpu_raise_gp(v, 0);
+	if (!seg_linear(v, in->seg, off, size, write, &la))
+		return false;
 	if ((sv->hflags & HF_ALIGN) && size <= 8 && (la & (size - 1)))
 		return vcpu_raise_err(v, EXC_AC, 0);
 	if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
 		if (!mmu_host_ptr(v, la, flags, &host))
-			return false;
+			return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
 		if (host)
 			return run_step(sv, in, bytes, host);
 	}
 	/* MMIO, a page end, or a page with translated code: through a buffer of the same alignment */
 	bounce = sv->bounce + (la & 63);
 	if (write && !mmu_probe_write(v, la, size, 0))
-		return false;
-	if ((in->mem != MEM_WRITE || in->mem_masked) && !mmu_read(v, la, bounce, size, MMU_READ))
+		return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
+	if (!write && in->mem_masked && !mmu_read(v, la, bounce, size, MMU_READ))
+		return step_masked(sv, in, bytes, la, size);
+	if ((in->mem != MEM_WRITE || masked) && !mmu_read(v, la, bounce, size, MMU_READ))
 		return false;
 	if (!run_step(sv, in, bytes, bounce))
 		return false;
@@ -233,6 +290,8 @@ static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 		return false;
 	sv->stats.slow++;
 	sv->stats.slow_kind[in->kind]++;
+	if (in->kind == INSN_MASKMOV)
+		return check_unit(v, in) && step_memory(sv, in, bytes);
 	if (in->kind != INSN_NATIVE)
 		return interp_exec(v, in);
 	if (in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd)) {

@@ -84,6 +84,8 @@ static struct soft_vcpu *vcpu_new(struct soft_engine *e, unsigned index, struct 
 	cpu_state_reset(&sv->v.s, index);
 	fill_constants(sv);
 	sv->bad_page = mmap(NULL, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	sv->masked_pages = mmap(NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	mprotect(sv->masked_pages + PAGE_SIZE, 2 * PAGE_SIZE, PROT_NONE);
 	sv->hflags_stale = true;
 	if (!table_init(sv, fd, err) || !signals_init(sv, err)) {
 		close(fd);
@@ -155,6 +157,7 @@ static void soft_destroy(struct engine *eng)
 		table_fini(sv);
 		munmap(sv->altstack, 128 * 1024);
 		munmap(sv->bad_page, PAGE_SIZE);
+		munmap(sv->masked_pages, 4 * PAGE_SIZE);
 		munmap(sv, align_up(max_u64(sizeof(*sv), VCPU_OFF), PAGE_SIZE));
 	}
 	free(e->vcpus);

@@ -97,7 +97,7 @@ static void note_slow_site(struct soft_vcpu *sv, struct block *b, uint64_t guest
 }
 
 /* A data access of the guest instruction at guest_pc. */
-static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, struct block *b, uint64_t guest_pc, uint64_t insn_host)
+static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si, struct block *b, uint64_t guest_pc, uint64_t insn_host)
 {
 	bool write = uc->uc_mcontext.gregs[REG_ERR] & 2;
 	uint8_t bytes[16];
@@ -109,6 +109,8 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, struct block *b, 
 		leave(sv, uc, SX_SLOW, guest_pc);
 		return;
 	}
+	if (in.mem_masked) /* the first element that is not masked off is what faults */
+		la = (la & ~(PAGE_SIZE - 1)) | ((uintptr_t)si->si_addr & (PAGE_SIZE - 1));
 	switch (table_fill(sv, la, write)) {
 	case FILL_OK:
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
@@ -129,7 +131,8 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 	uint64_t hole = (uintptr_t)sv->ctx->gs - VCPU_OFF - HOLE_SIZE;
 	struct block *b;
 
-	if (sv->stepping) { /* operand in the bounce buffer or plain RAM: only #GP of the instruction itself can be left */
+	if (sv->stepping) { /* an element on an inaccessible page of a masked operand, or #GP of the instruction itself */
+		sv->step_fault = has_addr ? addr : 0;
 		vcpu_raise_gp(&sv->v, 0);
 		leave(sv, uc, SX_FAULT, sv->v.s.rip);
 		return;
@@ -148,7 +151,7 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 	} else if (has_addr && table_touch(sv, addr)) {
 		return;
 	} else if (has_addr) {
-		memory_fault(sv, uc, b, guest_pc, insn_host);
+		memory_fault(sv, uc, si, b, guest_pc, insn_host);
 	} else { /* #GP: not canonical, or misaligned for an aligned form */
 		leave(sv, uc, SX_SLOW, guest_pc);
 	}

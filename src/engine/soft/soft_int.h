@@ -187,6 +187,8 @@ struct soft_vcpu {
 	atomic_uint wake; /* futex word of the halted vCPU */
 	atomic_bool waiting;
 	uint8_t *bad_page;     /* PROT_NONE */
+	uint8_t *masked_pages; /* readable, PROT_NONE, PROT_NONE, readable: operands of masked instructions over inaccessible pages */
+	uint64_t step_fault;   /* host address that a step stub faulted at, 0: none */
 	timer_t timer;
 	bool timer_ok;
 	int tid;

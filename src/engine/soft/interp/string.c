@@ -113,13 +113,29 @@ static void fill_run(uint8_t *dst, uint64_t value, uint64_t n, unsigned size)
 /* A step does 1..max elements and says how many; *stop: the condition of REPE/REPNE ended it. Nothing is done when it faults. */
 typedef bool step_fn(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop);
 
+/* The source is read before the destination's address is looked at: its fault comes first. */
+static bool both_sides(struct vcpu *v, const struct str *st, struct side *src, struct side *dst, uint64_t *n)
+{
+	struct vcpu_exc exc;
+	uint64_t value;
+
+	if (!side_run(v, st, src, n))
+		return false;
+	if (side_run(v, st, dst, n))
+		return true;
+	exc = v->exc;
+	if (mem_read(v, src->la, st->size, &value, MMU_READ))
+		v->exc = exc;
+	return false;
+}
+
 static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
 {
 	struct side src = source(in), dst = {.seg = SEG_ES, .reg = R_DI, .write = true};
 	uint8_t *from = NULL, *to = NULL;
 	uint64_t n = max, value;
 
-	if (!side_run(v, st, &src, &n) || !side_run(v, st, &dst, &n))
+	if (!both_sides(v, st, &src, &dst, &n))
 		return false;
 	if (n && (!host_run(v, st, &src, n, &from) || !host_run(v, st, &dst, n, &to)))
 		n = 0; /* a fault within the first page: the element-wise path below meets it in order */
@@ -223,7 +239,7 @@ static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *s
 	uint8_t *a = NULL, *b = NULL;
 	uint64_t n = max, x, y;
 
-	if (!side_run(v, st, &src, &n) || !side_run(v, st, &dst, &n))
+	if (!both_sides(v, st, &src, &dst, &n))
 		return false;
 	if (n && (!host_run(v, st, &src, n, &a) || !host_run(v, st, &dst, n, &b)))
 		n = 0;

@@ -377,10 +377,21 @@ void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, 
 imm:
 	for (unsigned i = 0; i < in->imm_len; i++)
 		e8(e, bytes[in->imm_off + i]);
-	if (r.high8)
+	if (r.high8 && (in->reg_gpr & REG_WRITE)) /* only then: CMPXCHG has written AL beside it */
 		e_rorx(e, in->reg - 4u, reg, 56);
 	for (unsigned i = 0; i < r.n; i++)
 		e_store_gs(e, r.scratch[i], GS_GPR(r.guest[i]));
+}
+
+/* MASKMOVQ, MASKMOVDQU: the operand is at [rdi]; T0 holds its host address. */
+void trans_maskmov(struct trans *t, const struct insn *in, const uint8_t *bytes)
+{
+	struct recode r = {.t = t, .in = in, .bytes = bytes};
+	struct emit *e = &t->e;
+
+	e_op_reg(e, 1, 0x87, T0, R_DI); /* xchg */
+	emit_with_modrm(&r, in->reg, in->rm, in->vvvv, in->op);
+	e_op_reg(e, 1, 0x87, T0, R_DI);
 }
 
 /* LEA writes osz bytes of the offset. */

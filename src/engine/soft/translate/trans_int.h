@@ -51,6 +51,7 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op);
 void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op);
 /* Re-encode a native instruction; op NULL when it has no memory operand. bytes are the guest's. */
 void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op);
+void trans_maskmov(struct trans *t, const struct insn *in, const uint8_t *bytes);
 void trans_lea(struct trans *t, const struct insn *in);
 /* Load GPR n into a register: itself when it is in the host's, else into scratch (returned). */
 unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch);

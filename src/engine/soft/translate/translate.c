@@ -14,7 +14,7 @@ static bool unit_ok(uint32_t hflags, const struct insn *in)
 		[UNIT_INT] = 0, [UNIT_X87] = HF_X87, [UNIT_MMX] = HF_X87, [UNIT_SSE] = HF_SSE, [UNIT_AVX] = HF_AVX, [UNIT_AVX512] = HF_AVX512,
 	};
 
-	if (in->vex_gpr && !(hflags & HF_PE))
+	if ((in->vex_gpr && !(hflags & HF_PE)) || (in->enc == ENC_EVEX && in->map >= 5)) /* FP16: the slow path asks CPUID */
 		return false;
 	if (in->unit == UNIT_X87 && in->map == 0 && in->op == 0x9b && !in->has_modrm)
 		return !(hflags & HF_TS_WAIT);
@@ -227,7 +227,10 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	memcpy(s->bytes, bytes, in->len);
 	c->steps[h] = s;
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
-	trans_native(&t, in, bytes, in->mem == MEM_NONE ? NULL : &op);
+	if (in->kind == INSN_MASKMOV)
+		trans_maskmov(&t, in, bytes);
+	else
+		trans_native(&t, in, bytes, in->mem == MEM_NONE ? NULL : &op);
 	e_jmp_to(&t.e, c->exit_step);
 	c->used = e_off(&t.e);
 	return c->rx + s->host_off;

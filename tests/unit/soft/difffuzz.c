@@ -1,0 +1,713 @@
+/*
+ * Differential fuzzing against the physical CPU.
+ *
+ * Random instruction sequences over the whole decode space that user mode may run are executed twice: natively, one
+ * instruction at a time in this process, and by the soft engine in one go. Registers, flags, vector and x87 state,
+ * memory, and the fault that ends the sequence (vector, error code, address) must be equal.
+ *
+ * Both sides use the same linear addresses: a code arena and a data arena of few pages, not contiguous in guest-physical
+ * memory, one read-only and one unmapped. An instruction is only run natively when its operands are known to lie
+ * in the arena or where nothing is mapped.
+ *
+ * usage: difffuzz [CASES [SEED [32|64]]]
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "rig.h"
+#include "engine/soft/cache/cache_int.h"
+
+#define CODE UINT64_C(0x10000000)
+#define CODE_PAGES 2
+#define DATA UINT64_C(0x20000000)
+#define DATA_PAGES 4 /* 0, 1, 2 writable, 3 read-only; then unmapped */
+#define DATA_SIZE (DATA_PAGES * PAGE_SIZE)
+#define VOID UINT64_C(0x1000000) /* around the data arena nothing is mapped, on either side */
+#define MAX_SEQ 8
+#define NO_VECTOR 0xff
+
+struct regs {
+	uint64_t gpr[16], rip, rflags;
+	uint8_t xsave[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
+};
+
+struct outcome {
+	uint8_t vector;
+	uint32_t error;
+	uint64_t cr2;
+};
+
+/* One fuzzer per process; signal handlers and the naked trampoline need to find these. */
+static struct regs native;
+static struct outcome native_out;
+static volatile sig_atomic_t native_running;
+extern uint64_t saved_rsp; /* used by native_enter's text */
+uint64_t saved_rsp;
+static uint64_t xmask;
+static struct sigaction engine_action[NSIG];
+static uint32_t ymm_off, k_off, zmmh_off, zmm16_off;
+static int fuzz_mode = MODE_64;
+
+static uint64_t rng_state;
+static uint64_t rnd(void)
+{
+	uint64_t z = (rng_state += UINT64_C(0x9e3779b97f4a7c15));
+
+	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return z ^ (z >> 31);
+}
+static unsigned below(unsigned n) { return (unsigned)(rnd() % n); }
+
+/* ---- native side ---- */
+
+/* The offsets in the text are those of struct regs, asserted below. Ends in on_signal, which comes back to native_return. */
+__attribute__((naked)) void native_enter(struct regs *r, uint64_t xsave_mask, uint64_t cs);
+__attribute__((naked)) void native_enter(struct regs *r __attribute__((unused)), uint64_t xsave_mask __attribute__((unused)),
+					 uint64_t cs __attribute__((unused)))
+{
+	__asm__ volatile("push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
+			 "mov %rsp, saved_rsp(%rip)\n"
+			 "mov %rdx, %r15\n"
+			 "mov %rsi, %rax; mov %rsi, %rdx; shr $32, %rdx\n"
+			 "xrstor64 192(%rdi)\n"
+			 /* iretq frame: ss, rsp, rflags, cs, rip */
+			 "pushq $0x2b; pushq 32(%rdi); pushq 136(%rdi); push %r15; pushq 128(%rdi)\n"
+			 "mov 0(%rdi), %rax; mov 8(%rdi), %rcx; mov 16(%rdi), %rdx; mov 24(%rdi), %rbx; mov 40(%rdi), %rbp; mov 48(%rdi), %rsi\n"
+			 "mov 64(%rdi), %r8; mov 72(%rdi), %r9; mov 80(%rdi), %r10; mov 88(%rdi), %r11; mov 96(%rdi), %r12; mov 104(%rdi), %r13\n"
+			 "mov 112(%rdi), %r14; mov 120(%rdi), %r15; mov 56(%rdi), %rdi\n"
+			 "iretq\n"
+			 ".globl native_return\n native_return:\n"
+			 "mov saved_rsp(%rip), %rsp\n"
+			 "cld\n add $8, %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
+}
+_Static_assert(offsetof(struct regs, rip) == 128 && offsetof(struct regs, rflags) == 136 && offsetof(struct regs, xsave) == 192, "");
+extern char native_return[];
+
+static const int greg[16] = {
+	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+};
+
+static void on_signal(int sig, siginfo_t *si, void *context)
+{
+	ucontext_t *uc = context;
+	greg_t *g = uc->uc_mcontext.gregs;
+
+	if (!native_running) {
+		engine_action[sig].sa_sigaction(sig, si, context);
+		return;
+	}
+	native_running = 0;
+	for (unsigned i = 0; i < 16; i++)
+		native.gpr[i] = (uint64_t)g[greg[i]];
+	native.rip = (uint64_t)g[REG_RIP];
+	native.rflags = (uint64_t)g[REG_EFL];
+	memcpy(native.xsave, uc->uc_mcontext.fpregs, 2696);
+	native_out.vector = (uint8_t)g[REG_TRAPNO];
+	native_out.error = (uint32_t)g[REG_ERR];
+	native_out.cr2 = native_out.vector == EXC_PF ? (uint64_t)g[REG_CR2] : 0;
+	g[REG_RIP] = (greg_t)(uintptr_t)native_return;
+	g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffl) | 0x33;
+	g[REG_EFL] &= ~(greg_t)(FL_DF | FL_TF | FL_AC);
+	put_le32((uint8_t *)uc->uc_mcontext.fpregs + 24, 0x1f80);
+}
+
+static void install_handlers(void)
+{
+	static const int sigs[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+	struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+
+	for (unsigned i = 0; i < ARRAY_LEN(sigs); i++)
+		sigaction(sigs[i], &sa, &engine_action[sigs[i]]);
+}
+
+static void run_native(void)
+{
+	uint64_t gs = read_gs();
+
+	/* the header as XRSTOR wants it */
+	memset(native.xsave + 520, 0, 56);
+	put_le64(native.xsave + 512, get_le64(native.xsave + 512) & xmask);
+	write_gs(DATA + 0x100);
+	native_running = 1;
+	native_enter(&native, xmask, fuzz_mode == MODE_64 ? 0x33 : 0x23);
+	write_gs(gs);
+}
+
+/* ---- state ---- */
+
+static uint64_t interesting(void)
+{
+	static const uint64_t v[] = {0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff,
+				     0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffff, 63, 64, 31, 32};
+
+	switch (below(4)) {
+	case 0:
+		return v[below(ARRAY_LEN(v))];
+	case 1:
+		return rnd();
+	case 2:
+		return rnd() & 0xff;
+	default:
+		return DATA + below(DATA_SIZE);
+	}
+}
+
+static uint64_t pointer(void)
+{
+	switch (below(8)) {
+	case 0: /* page ends */
+		return DATA + PAGE_SIZE * (1 + below(4)) - below(72);
+	case 1:
+		return DATA + below(DATA_SIZE);
+	case 2:
+		return fuzz_mode == MODE_64 && !below(4) ? rnd() | BIT(63) : DATA + DATA_SIZE + below(4096);
+	default:
+		return DATA + 64 * below(DATA_SIZE / 64);
+	}
+}
+
+static void random_vectors(uint8_t *x)
+{
+	static const uint64_t f[] = {0x3ff0000000000000, 0x7ff0000000000000, 0x7ff8000000000001, 0x7ff0000000000001, 0x0000000000000001,
+				     0x8000000000000000, 0x400921fb54442d18, 0x3f8000003f800000, 0x7f8000007f800001, 0x0000000100000001};
+
+	memset(x, 0, XSAVE_AREA_SIZE);
+	put_le16(x, 0x37f);
+	if (!below(8))
+		put_le16(x, (uint16_t)(0x340 | (rnd() & 0xc3f)));
+	put_le32(x + 24, (uint32_t)(0x1f80 | (below(4) ? 0 : rnd() & 0xe040)));
+	if (!below(16))
+		put_le32(x + 24, get_le32(x + 24) & ~(uint32_t)(rnd() & 0x1f80));
+	put_le64(x + 512, xmask);
+	for (unsigned i = 160; i < 416; i += 8)
+		put_le64(x + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
+	for (unsigned i = 0; i < 256; i += 8)
+		put_le64(x + ymm_off + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
+	if (xmask & 0xe0) {
+		for (unsigned i = 0; i < 64; i += 8)
+			put_le64(x + k_off + i, below(2) ? rnd() : ~UINT64_C(0));
+		for (unsigned i = 0; i < 512; i += 8)
+			put_le64(x + zmmh_off + i, rnd());
+		for (unsigned i = 0; i < 1024; i += 8)
+			put_le64(x + zmm16_off + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
+	}
+	if (below(2)) { /* a few x87 values on the stack */
+		x[4] = 0xf0;
+		put_le16(x + 2, 4 << 11);
+		for (unsigned i = 0; i < 4; i++) {
+			put_le64(x + 32 + 16 * i, rnd() | BIT(63));
+			put_le16(x + 40 + 16 * i, (uint16_t)(0x3fff + below(64) - 32));
+		}
+	}
+}
+
+static void random_regs(struct regs *r)
+{
+	for (unsigned i = 0; i < 16; i++)
+		r->gpr[i] = below(2) ? interesting() : pointer();
+	r->gpr[R_SP] = DATA + 0x800 + (below(4) ? 8 * below(600) : below(0x1800));
+	r->gpr[R_CX] = below(3) ? below(40) : interesting();
+	if (fuzz_mode != MODE_64)
+		for (unsigned i = 0; i < 16; i++)
+			r->gpr[i] = i < 8 ? (uint32_t)r->gpr[i] : 0;
+	r->rflags = (rnd() & FL_ARITH) | FL_FIXED | FL_IF | (below(16) ? 0 : FL_DF);
+	random_vectors(r->xsave);
+}
+
+/* ---- generator ---- */
+
+static unsigned random_insn(uint8_t *b)
+{
+	unsigned n = 0, kind = below(10);
+
+	while (!below(4) && n < 3) {
+		static const uint8_t prefix[] = {0x66, 0xf2, 0xf3, 0xf0, 0x67, 0x65, 0x2e, 0x66, 0x66, 0xf3};
+
+		b[n++] = prefix[below(ARRAY_LEN(prefix))];
+	}
+	if (kind < 3 || (kind < 7 && below(2))) { /* legacy */
+		if (fuzz_mode == MODE_64 && below(3))
+			b[n++] = (uint8_t)(0x40 | below(16));
+		switch (below(8)) {
+		case 0: case 1: case 2: case 3:
+			break;
+		case 4: case 5: case 6:
+			b[n++] = 0x0f;
+			break;
+		default:
+			b[n++] = 0x0f;
+			b[n++] = below(2) ? 0x38 : 0x3a;
+		}
+	} else if (kind < 8) { /* VEX */
+		if (below(2)) {
+			b[n++] = 0xc5;
+			b[n++] = (uint8_t)rnd();
+		} else {
+			b[n++] = 0xc4;
+			b[n++] = (uint8_t)((rnd() & 0xe0) | (1 + below(3)));
+			b[n++] = (uint8_t)rnd();
+		}
+	} else { /* EVEX */
+		static const uint8_t maps[] = {1, 2, 3, 1, 2, 3, 5, 6};
+
+		b[n++] = 0x62;
+		b[n++] = (uint8_t)((rnd() & 0xf0) | maps[below(8)]);
+		b[n++] = (uint8_t)(rnd() | 4);
+		b[n++] = (uint8_t)rnd();
+	}
+	for (unsigned i = n; i < 16; i++)
+		b[i] = (uint8_t)rnd();
+	if (below(2)) /* a memory form more often than one in four */
+		b[n + 1] &= below(2) ? 0x7f : 0x3f;
+	if (below(4)) { /* small displacements */
+		b[n + 3] = 0;
+		b[n + 4] = 0;
+		b[n + 5] = 0;
+	}
+	return 16;
+}
+
+static bool kind_ok(const struct insn *in)
+{
+	switch (in->kind) {
+	case INSN_NATIVE:
+		/* not deterministic, or about the host itself */
+		if (in->map == 1 && in->op == 0xc7 && in->mod == 3) /* RDRAND, RDSEED */
+			return false;
+		return true;
+	case INSN_NOP: case INSN_LEA:
+	case INSN_JMP_REL: case INSN_JCC: case INSN_CALL_REL: case INSN_RET: case INSN_RET_IMM: case INSN_JMP_IND: case INSN_CALL_IND:
+	case INSN_JCXZ: case INSN_LOOP: case INSN_LOOPE: case INSN_LOOPNE:
+	case INSN_PUSH_R: case INSN_PUSH_IMM: case INSN_PUSH_M: case INSN_POP_R: case INSN_POP_M: case INSN_PUSHF:
+	case INSN_ENTER: case INSN_LEAVE: case INSN_PUSHA: case INSN_POPA:
+	case INSN_MOVS: case INSN_STOS: case INSN_LODS: case INSN_SCAS: case INSN_CMPS: case INSN_XLAT: case INSN_MASKMOV: case INSN_CLZERO:
+	case INSN_BT_MEM: case INSN_VSIB:
+	case INSN_UD:
+		return in->op != 0x01; /* SVM: what ring 3 gets depends on the hypervisor below */
+	case INSN_HLT: case INSN_CLTS: case INSN_RDMSR: case INSN_INVD: case INSN_LLDT:
+	case INSN_DAA: case INSN_DAS: case INSN_AAA: case INSN_AAS: case INSN_AAM: case INSN_AAD: case INSN_SALC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* An address range where a native access is harmless: the arena, or nothing at all. */
+static bool range_safe(uint64_t a, uint64_t len)
+{
+	if (!cpu_canonical(a) || !cpu_canonical(a + len))
+		return true;
+	if (a >= BIT(63)) /* the kernel's half: a fault with the P bit unknown; only non-canonical ones are comparable */
+		return false;
+	return a >= DATA - VOID && a + len <= DATA + DATA_SIZE + VOID && a + len > a;
+}
+
+static uint64_t width(uint64_t v) { return fuzz_mode == MODE_64 ? v : (uint32_t)v; }
+
+static uint64_t seq_start, seq_end; /* of the sequence in the code arena; the rest of it is HLT */
+
+static bool target_safe(uint64_t t)
+{
+	return (t >= CODE && t < CODE + CODE_PAGES * PAGE_SIZE && (t < seq_start || t >= seq_end)) || (t >= DATA + DATA_SIZE && t < DATA + DATA_SIZE + VOID);
+}
+
+static bool operands_safe(const struct insn *in, const struct regs *r)
+{
+	uint64_t sp = width(r->gpr[R_SP]), si = r->gpr[R_SI], di = r->gpr[R_DI], off = 0, n;
+	uint8_t *data = (uint8_t *)(uintptr_t)DATA;
+
+	if (in->mem != MEM_NONE && in->mem != MEM_ADDR && in->kind != INSN_VSIB) {
+		if (in->seg == SEG_FS || (in->seg == SEG_GS && fuzz_mode != MODE_64))
+			return false;
+		off = insn_mem_offset(in, r->gpr, r->rip + in->len);
+		if (in->seg == SEG_GS)
+			off += DATA + 0x100;
+		if (!range_safe(off, in->mem_size ? in->mem_size : 16))
+			return false;
+	}
+	switch (in->kind) {
+	case INSN_JMP_IND: case INSN_CALL_IND: {
+		uint64_t t = 0;
+
+		if (in->osz == 2 || in->opsize66)
+			return false;
+		if (in->mem == MEM_NONE)
+			t = r->gpr[in->rm];
+		else if (off >= DATA && off + 8 <= DATA + DATA_SIZE)
+			memcpy(&t, (void *)(uintptr_t)off, 8);
+		else
+			return range_safe(sp - 16, 32);
+		if (!target_safe(width(t)))
+			return false;
+		break;
+	}
+	case INSN_RET: case INSN_RET_IMM: {
+		uint64_t t = 0;
+
+		if (in->osz == 2 || in->opsize66 || sp < DATA || sp + 8 > DATA + DATA_SIZE)
+			return false;
+		memcpy(&t, data + (sp - DATA), fuzz_mode == MODE_64 ? 8 : 4);
+		if (!target_safe(t))
+			return false;
+		break;
+	}
+	case INSN_JMP_REL: case INSN_JCC: case INSN_CALL_REL: case INSN_LOOP: case INSN_LOOPE: case INSN_LOOPNE: case INSN_JCXZ:
+		if (in->rep && in->kind != INSN_JMP_REL) /* F3 LOOPNE acts as LOOPE on some CPUs: reserved */
+			return false;
+		if (in->osz == 2 || in->opsize66 /* in 64-bit mode ignored by Intel, 16-bit on AMD */ || !target_safe(width(r->rip + in->len + (uint64_t)in->imm)))
+			return false;
+		break;
+	case INSN_MOVS: case INSN_CMPS: case INSN_STOS: case INSN_LODS: case INSN_SCAS:
+		n = 512;
+		if (in->seg == SEG_FS || in->seg == SEG_GS || (in->rep && r->gpr[R_CX] > 64))
+			return false;
+		if (in->asz == 4) {
+			si = (uint32_t)si;
+			di = (uint32_t)di;
+		}
+		if (in->asz == 2 || !range_safe(si - n, 2 * n) || !range_safe(di - n, 2 * n))
+			return false;
+		break;
+	case INSN_XLAT:
+		if (in->seg == SEG_FS || in->seg == SEG_GS || in->asz == 2 ||
+		    !range_safe(in->asz == 8 ? r->gpr[R_BX] : (uint32_t)r->gpr[R_BX], 256))
+			return false;
+		break;
+	case INSN_MASKMOV: case INSN_CLZERO:
+		off = in->kind == INSN_MASKMOV ? di : r->gpr[R_AX];
+		if (in->asz == 4)
+			off = (uint32_t)off;
+		if (in->asz == 2 || in->seg == SEG_FS || in->seg == SEG_GS || !range_safe(off & ~63ul, 128))
+			return false;
+		if (in->kind == INSN_MASKMOV && off + 16 > DATA + 3 * PAGE_SIZE) /* tags after a fault of MASKMOVQ are not defined */
+			return false;
+		break;
+	case INSN_BT_MEM: {
+		int64_t bit = in->osz == 8 ? (int64_t)r->gpr[in->reg] : in->osz == 4 ? (int32_t)r->gpr[in->reg] : (int16_t)r->gpr[in->reg];
+
+		off += (uint64_t)(bit >> 3);
+		if (in->asz == 4)
+			off = (uint32_t)off;
+		if (in->asz == 2 || !range_safe(off - 8, 24))
+			return false;
+		break;
+	}
+	case INSN_VSIB: { /* every element's address, whatever the mask says */
+		unsigned idx = (unsigned)in->index;
+		uint64_t base = in->base >= 0 ? r->gpr[in->base] : 0;
+
+		if (in->asz != 8 || in->seg == SEG_FS || in->seg == SEG_GS)
+			return false;
+		for (unsigned i = 0; i < 16; i++) {
+			uint32_t e32;
+			uint64_t e64;
+			const uint8_t *x = r->xsave;
+			uint8_t v[64] = {0};
+
+			if (idx >= 16) {
+				memcpy(v, x + zmm16_off + 64 * (idx - 16), 64);
+			} else {
+				memcpy(v, x + 160 + 16 * idx, 16);
+				memcpy(v + 16, x + ymm_off + 16 * idx, 16);
+				memcpy(v + 32, x + zmmh_off + 32 * idx, 32);
+			}
+			memcpy(&e32, v + 4 * i, 4);
+			memcpy(&e64, v + 8 * (i & 7), 8);
+			if (!range_safe(base + (uint64_t)((int64_t)(int32_t)e32 * in->scale) + (uint64_t)in->disp, 8) ||
+			    !range_safe(base + e64 * in->scale + (uint64_t)in->disp, 8))
+				return false;
+		}
+		break;
+	}
+	default:
+		break;
+	}
+	if (in->kind >= INSN_PUSH_R && in->kind <= INSN_LEAVE) {
+		if (in->kind == INSN_ENTER && ((in->imm2 & 31) > 3 || ((in->imm2 & 31) && (r->gpr[R_BP] < DATA || r->gpr[R_BP] > DATA + 2 * PAGE_SIZE))))
+			return false;
+		if (!range_safe(sp - 128, 256) || !range_safe(width(r->gpr[R_BP]) - 64, 128))
+			return false;
+	}
+	return range_safe(sp - 16, 32);
+}
+
+/* ---- comparison ---- */
+
+static struct rig rig;
+static uint8_t data_initial[DATA_SIZE], data_native[DATA_SIZE];
+static const gpa_t data_gpa[DATA_PAGES] = {0x400000, 0x480000, 0x410000, 0x4f0000};
+static const gpa_t code_gpa[CODE_PAGES] = {0x500000, 0x580000};
+
+/* Components in their initial state may be stored as anything: write that state out. */
+static void normalize(uint8_t *x)
+{
+	uint64_t bv = get_le64(x + 512);
+
+	if (!(bv & 1)) {
+		memset(x, 0, 24);
+		put_le16(x, 0x37f);
+		memset(x + 32, 0, 128);
+	}
+	if (!(bv & 2))
+		memset(x + 160, 0, 256);
+	if (!(bv & 4))
+		memset(x + ymm_off, 0, 256);
+	if (xmask & 0xe0) {
+		if (!(bv & 0x20))
+			memset(x + k_off, 0, 64);
+		if (!(bv & 0x40))
+			memset(x + zmmh_off, 0, 512);
+		if (!(bv & 0x80))
+			memset(x + zmm16_off, 0, 1024);
+	}
+}
+
+struct test_case {
+	uint8_t code[MAX_SEQ * 16];
+	unsigned len, at, n;
+	struct regs start;
+};
+
+static void print_case(const struct test_case *t)
+{
+	unsigned off = 0;
+
+	printf("code at %#lx:\n", (unsigned long)(CODE + t->at));
+	while (off < t->len) {
+		struct insn in;
+
+		if (insn_decode(t->code + off, t->len - off, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK)
+			break;
+		printf("  ");
+		for (unsigned i = 0; i < in.len; i++)
+			printf("%02x", t->code[off + i]);
+		printf("  kind %s mem %u size %u\n", insn_kind_name((enum insn_kind)in.kind), in.mem, in.mem_size);
+		off += in.len;
+	}
+	for (unsigned i = 0; i < 16; i++)
+		printf("  r%-2u %016lx%s", i, (unsigned long)t->start.gpr[i], i % 4 == 3 ? "\n" : "");
+	printf("  rflags %lx mxcsr %x fcw %x\n", (unsigned long)t->start.rflags, get_le32(t->start.xsave + 24), get_le16(t->start.xsave));
+}
+
+static bool differs(const struct cpu_state *s, const struct rig_result *res)
+{
+	uint8_t nx[XSAVE_AREA_SIZE], sx[XSAVE_AREA_SIZE];
+	bool bad = false;
+	uint32_t err_mask = native_out.vector == EXC_PF ? 7 : native_out.vector == EXC_GP || native_out.vector == EXC_SS ? 0xffff : 0;
+
+#define CHECK(what, a, b) \
+	do { \
+		if ((a) != (b)) { \
+			printf("%s: native %lx, engine %lx\n", what, (unsigned long)(a), (unsigned long)(b)); \
+			bad = true; \
+		} \
+	} while (0)
+	CHECK("vector", native_out.vector, res->vector);
+	CHECK("rip", native.rip, res->rip);
+	CHECK("error code", native_out.error & err_mask, res->error & err_mask);
+	if (native_out.vector == EXC_PF)
+		CHECK("cr2", native_out.cr2, res->cr2);
+	for (unsigned i = 0; i < (fuzz_mode == MODE_64 ? 16 : 8); i++) {
+		char name[8];
+
+		snprintf(name, sizeof(name), "r%u", i);
+		CHECK(name, native.gpr[i], s->gpr[i]);
+	}
+	CHECK("flags", native.rflags & (FL_ARITH | FL_DF), s->rflags & (FL_ARITH | FL_DF));
+	memcpy(nx, native.xsave, sizeof(nx));
+	memcpy(sx, s->xsave, sizeof(sx));
+	normalize(nx);
+	normalize(sx);
+	CHECK("fcw", get_le16(nx), get_le16(sx));
+	CHECK("fsw", get_le16(nx + 2), get_le16(sx + 2));
+	CHECK("ftw", nx[4], sx[4]);
+	CHECK("mxcsr", get_le32(nx + 24), get_le32(sx + 24));
+	for (unsigned i = 0; i < 8; i++)
+		if (memcmp(nx + 32 + 16 * i, sx + 32 + 16 * i, 10))
+			CHECK("st", get_le64(nx + 32 + 16 * i), get_le64(sx + 32 + 16 * i) ^ (get_le64(nx + 32 + 16 * i) == get_le64(sx + 32 + 16 * i)));
+	for (unsigned i = 160; i < 416; i += 8)
+		CHECK("xmm", get_le64(nx + i), get_le64(sx + i));
+	for (unsigned i = ymm_off; i < ymm_off + 256; i += 8)
+		CHECK("ymm", get_le64(nx + i), get_le64(sx + i));
+	if (xmask & 0xe0) {
+		for (unsigned i = k_off; i < k_off + 64; i += 8)
+			CHECK("k", get_le64(nx + i), get_le64(sx + i));
+		for (unsigned i = zmmh_off; i < zmmh_off + 512; i += 8)
+			CHECK("zmm", get_le64(nx + i), get_le64(sx + i));
+		for (unsigned i = zmm16_off; i < zmm16_off + 1024; i += 8)
+			CHECK("zmm16-31", get_le64(nx + i), get_le64(sx + i));
+	}
+	for (unsigned p = 0; p < DATA_PAGES; p++) {
+		const uint8_t *m = ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE);
+
+		if (!memcmp(m, data_native + p * PAGE_SIZE, PAGE_SIZE))
+			continue;
+		for (unsigned i = 0; i < PAGE_SIZE; i++)
+			if (m[i] != data_native[p * PAGE_SIZE + i]) {
+				printf("memory %#lx: native %02x, engine %02x\n", (unsigned long)(DATA + p * PAGE_SIZE + i), data_native[p * PAGE_SIZE + i], m[i]);
+				break;
+			}
+		bad = true;
+	}
+#undef CHECK
+	return bad;
+}
+
+static void set_native_data(const uint8_t *from)
+{
+	mprotect((void *)(uintptr_t)(DATA + 3 * PAGE_SIZE), PAGE_SIZE, PROT_READ | PROT_WRITE);
+	memcpy((void *)(uintptr_t)DATA, from, DATA_SIZE);
+	mprotect((void *)(uintptr_t)(DATA + 3 * PAGE_SIZE), PAGE_SIZE, PROT_READ);
+}
+
+static void put_code(uint64_t at, const uint8_t *bytes, unsigned len)
+{
+	memcpy((void *)(uintptr_t)(CODE + at), bytes, len);
+}
+
+/* Build a sequence by running it natively as it grows. False: nothing could be built. */
+static bool build(struct test_case *t)
+{
+	unsigned want = 1 + below(MAX_SEQ);
+	static const uint8_t hlt[16] = {0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4};
+
+	t->len = t->n = 0;
+	t->at = below(3) ? 64 * below(32) : (unsigned)PAGE_SIZE - below(40);
+	native = t->start;
+	native.rip = CODE + t->at;
+	for (unsigned tries = 0; t->n < want && tries < 200; tries++) {
+		uint8_t b[32];
+		struct insn in;
+		uint64_t rip = native.rip;
+
+		random_insn(b);
+		seq_start = CODE + t->at;
+		seq_end = rip + 16;
+		if (insn_decode(b, 15, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK || !kind_ok(&in) || !operands_safe(&in, &native))
+			continue;
+		put_code(rip - CODE, b, in.len);
+		memcpy(t->code + t->len, b, in.len);
+		t->len += in.len;
+		t->n++;
+		run_native();
+		if (!(native_out.vector == EXC_GP && native.rip == rip + in.len)) /* a fault or a branch ends the sequence */
+			break;
+		put_code(rip - CODE + in.len, hlt, 15);
+		native_out.vector = NO_VECTOR;
+		native.rflags &= ~FL_RF;
+	}
+	/* the final run's fault stays: the HLT after the last instruction when nothing else stopped it */
+	if (native_out.vector == NO_VECTOR)
+		native_out = (struct outcome){.vector = EXC_GP};
+	return t->n != 0;
+}
+
+static unsigned long hist[INSN_KIND_COUNT];
+
+static bool one_case(void)
+{
+	static struct cpu_state s;
+	struct test_case t;
+	struct rig_result res;
+	bool bad;
+
+	random_regs(&t.start);
+	if (!below(16)) {
+		for (unsigned i = 0; i < DATA_SIZE; i += 8)
+			put_le64(data_initial + i, below(4) ? rnd() : CODE + below(2 * 4096));
+	}
+	set_native_data(data_initial);
+	memset((void *)(uintptr_t)CODE, 0xf4, CODE_PAGES * PAGE_SIZE);
+	if (!build(&t))
+		return true;
+	memcpy(data_native, (void *)(uintptr_t)DATA, DATA_SIZE);
+	for (unsigned p = 0; p < CODE_PAGES; p++) {
+		memcpy(ram_ptr(rig.ram, code_gpa[p], PAGE_SIZE), (void *)(uintptr_t)(CODE + p * PAGE_SIZE), PAGE_SIZE);
+		cache_invalidate_page(rig.sv, code_gpa[p]);
+	}
+	for (unsigned p = 0; p < DATA_PAGES; p++)
+		memcpy(ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE), data_initial + p * PAGE_SIZE, PAGE_SIZE);
+	rig_state(&rig, &s, 3);
+	if (fuzz_mode != MODE_64) {
+		s.seg[SEG_CS].attr = (s.seg[SEG_CS].attr & ~(uint32_t)SEG_L) | SEG_DB;
+	}
+	s.seg[SEG_GS].base = DATA + 0x100;
+	memcpy(s.gpr, t.start.gpr, sizeof(s.gpr));
+	s.rip = CODE + t.at;
+	s.rflags = t.start.rflags;
+	memcpy(s.xsave, t.start.xsave, XSAVE_AREA_SIZE);
+	res = rig_run(&rig, &s);
+	bad = differs(&s, &res);
+	if (bad)
+		print_case(&t);
+	for (unsigned off = 0, i = 0; i < t.n; i++) {
+		struct insn in;
+
+		if (insn_decode(t.code + off, t.len - off, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK)
+			break;
+		hist[in.kind]++;
+		off += in.len;
+	}
+	return !bad;
+}
+
+static uint32_t xstate_offset(unsigned component)
+{
+	uint32_t a = 0xd, b, c = component, d;
+
+	__asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+	return b;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long cases = argc > 1 ? strtoul(argv[1], NULL, 0) : 100000, done, bad = 0;
+	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+
+	fuzz_mode = argc > 3 && !strcmp(argv[3], "32") ? MODE_32 : MODE_64;
+	rig_init(&rig, 16 * MIB);
+	xmask = rig.sv->xsave_mask;
+	ymm_off = xstate_offset(2);
+	k_off = xstate_offset(5);
+	zmmh_off = xstate_offset(6);
+	zmm16_off = xstate_offset(7);
+	for (unsigned p = 0; p < CODE_PAGES; p++)
+		rig_map(&rig, CODE + p * PAGE_SIZE, code_gpa[p], RIG_U);
+	for (unsigned p = 0; p < DATA_PAGES; p++)
+		rig_map(&rig, DATA + p * PAGE_SIZE, data_gpa[p], RIG_U | (p == 3 ? 0 : RIG_W) | RIG_NX);
+	if (mmap((void *)(uintptr_t)CODE, CODE_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED ||
+	    mmap((void *)(uintptr_t)(DATA - VOID), DATA_SIZE + 2 * VOID, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED ||
+	    mprotect((void *)(uintptr_t)DATA, DATA_SIZE, PROT_READ | PROT_WRITE)) {
+		perror("difffuzz: arenas");
+		return 1;
+	}
+	{ /* the engine's thread set-up (signal stack), then our handlers in front of its */
+		static struct cpu_state s;
+
+		rig_state(&rig, &s, 3);
+		s.rip = CODE;
+		rig_run(&rig, &s);
+	}
+	install_handlers();
+	for (done = 0; done < cases && bad < 10; done++) {
+		rng_state = seed * UINT64_C(0x100000001b3) + done;
+		rnd();
+		if (!one_case()) {
+			bad++;
+			printf("case %lu of seed %lu differs\n\n", done, (unsigned long)seed);
+		}
+		if (isatty(2) && done % 65536 == 0)
+			fprintf(stderr, "\r%lu cases", done);
+	}
+	printf("%lu cases of seed %lu in %d-bit mode, %lu differ\n", done, (unsigned long)seed, fuzz_mode == MODE_64 ? 64 : 32, bad);
+	for (unsigned k = 0; k < INSN_KIND_COUNT && argc > 4; k++)
+		if (hist[k])
+			printf("  %-12s %lu\n", k == INSN_NATIVE ? "NATIVE" : insn_kind_name((enum insn_kind)k), hist[k]);
+	return bad != 0;
+}
