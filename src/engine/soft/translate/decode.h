@@ -24,7 +24,7 @@ enum insn_mem {
 	MEM_NONE,  /* no memory operand (mod == 3 or no modrm) */
 	MEM_READ,
 	MEM_WRITE,
-	MEM_RMW,
+	MEM_RMW,   /* also masked EVEX stores whose faults are not suppressed (VEXTRACT*): what is masked off is kept */
 	MEM_ADDR,  /* address only, no access: lea, prefetch, nop /r, invlpg, clflush-like hints are READ of 1 byte */
 };
 
@@ -69,7 +69,7 @@ enum insn_unit { UNIT_INT, UNIT_X87, UNIT_MMX, UNIT_SSE, UNIT_AVX, UNIT_AVX512 }
 
 enum insn_kind {
 	INSN_NATIVE,
-	INSN_NOP, /* nothing to do: multi-byte nop, prefetch, endbr, ud-free hints (PAUSE is NATIVE) */
+	INSN_NOP, /* nothing to do: nop, multi-byte nop, prefetch, endbr, ud-free hints (PAUSE is NATIVE) */
 	INSN_LEA, /* address only into a register */
 #define X(name) INSN_##name,
 	INSN_KINDS(X)
