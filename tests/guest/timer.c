@@ -44,17 +44,18 @@ static void oneshot(const char *m)
 	check_eq(rd(A_TMICT), 1000000, "%s one-shot: the initial count stays", m);
 	/* the divider slows it down */
 	wr(A_LVTT, LVT_MASKED | 0x50);
-	u64 t[2];
+	u64 rate[2]; /* counts a million TSC ticks */
 	static const u32 div[] = {0xb, 0x3}; /* by 1, by 16 */
 	for (int i = 0; i < 2; i++) {
 		wr(A_TDCR, div[i]);
-		wr(A_TMICT, 0xffffffff);
 		u64 s = rdtsc();
-		while (rdtsc() - s < 4000000)
+		wr(A_TMICT, 0xffffffff);
+		while (rdtsc() - s < 8000000)
 			;
-		t[i] = 0xffffffff - rd(A_TMCCT);
+		u64 n = 0xffffffff - rd(A_TMCCT);
+		rate[i] = n * 1000000 / (rdtsc() - s);
 	}
-	check(t[0] > t[1] * 4 && t[0] < t[1] * 64, "%s: divide by 16", m);
+	check(rate[0] > rate[1] * 4 && rate[0] < rate[1] * 64, "%s: divide by 16 (%u, %u)", m, (u32)rate[0], (u32)rate[1]);
 	ticks = 0;
 	wr(A_TMICT, 1000);
 	sti();
@@ -190,19 +191,36 @@ static void x2apic(void)
 	lapic_init();
 }
 
-static void pit(void)
+/* TSC ticks of 12288 PIT ticks (10.3 ms) by channel 2, whose gate and output are in port 0x61. 0: it never ended. */
+static u64 pit_run(bool *low)
 {
-	/* channel 2: gate and output in port 0x61 */
 	outb(0x61, (inb(0x61) & ~2) | 1);
 	outb(0x43, 0xb0); /* channel 2, mode 0 */
-	outb(0x42, 0x00), outb(0x42, 0x30); /* 12288 ticks: 10.3 ms */
+	outb(0x42, 0x00), outb(0x42, 0x30);
 	u64 s = rdtsc();
-	check_eq(inb(0x61) & 0x20, 0, "PIT channel 2: output low");
-	while (!(inb(0x61) & 0x20) && rdtsc() - s < WAIT_LONG)
-		;
-	u64 d = rdtsc() - s;
-	check(inb(0x61) & 0x20, "PIT channel 2: output goes high");
-	u32 khz = (u32)(d * 1193 / 12288);
+	*low = !(inb(0x61) & 0x20);
+	while (!(inb(0x61) & 0x20))
+		if (rdtsc() - s > WAIT_LONG)
+			return 0;
+	return rdtsc() - s;
+}
+
+static void pit(void)
+{
+	u64 best = ~0ull;
+	bool low = false, ends = true;
+
+	for (int i = 0; i < 12; i++) { /* the shortest: a host that was busy only makes it longer */
+		bool l;
+		u64 d = pit_run(&l);
+		low |= l;
+		ends &= d != 0;
+		if (d && d < best)
+			best = d;
+	}
+	check(low, "PIT channel 2: output low");
+	check(ends, "PIT channel 2: output goes high");
+	u32 khz = (u32)(best * 1193 / 12288);
 	check(khz > 200000 && khz < 20000000, "TSC by the PIT: %u kHz", khz);
 	if (cpuid(0x40000000, 0).a >= 0x40000010 && cpuid(0x40000000, 0).b == 0x4b4d564b) {
 		u32 told = cpuid(0x40000010, 0).a;
