@@ -241,6 +241,22 @@ static void opcode_legacy(struct recode *r, unsigned rex, unsigned op)
 	e8(e, op);
 }
 
+/* W would widen a GPR operand (or its memory form): outside 64-bit mode it is ignored there. */
+static bool ignores_w(const struct insn *in)
+{
+	if (in->mode == MODE_64)
+		return false;
+	if (in->vex_gpr || in->reg_gpr || in->rm_gpr || in->vvvv_gpr)
+		return true;
+	if (in->map == 3)
+		return in->op == 0x16 || in->op == 0x22;
+	if (in->map != 1)
+		return false;
+	if (in->pp == 1)
+		return in->op == 0x6e || in->op == 0x7e;
+	return in->pp >= 2 && (in->op == 0x2a || in->op == 0x7b);
+}
+
 /* VEX and EVEX: the payload bytes with R, X, B, vvvv replaced. b, x: base/rm and index extension bits of the new operand. */
 static void opcode_vex(struct recode *r, unsigned reg, unsigned rm_hi, unsigned x_hi, unsigned vvvv)
 {
@@ -248,19 +264,19 @@ static void opcode_vex(struct recode *r, unsigned reg, unsigned rm_hi, unsigned 
 	const struct insn *in = r->in;
 	const uint8_t *payload = r->bytes + in->op_off;
 	unsigned rx = (reg & 8 ? 0 : 0x80) | (x_hi ? 0 : 0x40) | (rm_hi ? 0 : 0x20);
-	unsigned v = in->has_vvvv ? vvvv : 0;
+	unsigned v = in->has_vvvv ? vvvv : 0, no_w = ignores_w(in) ? 0x7f : 0xff;
 
 	if (in->enc == ENC_EVEX) {
 		e8(e, 0x62);
-		e8(e, (payload[-3] & 0x1f) | rx);
-		e8(e, (payload[-2] & 0x87) | (~v & 15) << 3);
+		e8(e, (payload[-3] & 0x1f) | rx | (in->mode != MODE_64 ? 0x10 : 0)); /* R' and V' do not count there */
+		e8(e, ((payload[-2] & 0x87) | (~v & 15) << 3) & no_w);
 		e8(e, payload[-1] | (in->mode != MODE_64 ? 8 : 0));
 	} else {
 		unsigned wlp = in->enc == ENC_VEX3 ? payload[-1] & 0x87 : payload[-1] & 7;
 
 		e8(e, 0xc4);
 		e8(e, rx | in->map);
-		e8(e, wlp | (~v & 15) << 3);
+		e8(e, (wlp | (~v & 15) << 3) & no_w);
 	}
 	e8(e, in->op);
 }
@@ -338,6 +354,12 @@ static void emit_opreg(struct recode *r)
 	opcode_legacy(r, rex, (in->op & 0xf8) | (reg & 7));
 }
 
+/* VBLENDV*: the immediate's upper half is a register, of which there are eight outside 64-bit mode. */
+static bool names_register(const struct insn *in)
+{
+	return in->mode != MODE_64 && in->enc != ENC_LEGACY && in->map == 3 && in->op >= 0x4a && in->op <= 0x4c;
+}
+
 void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op)
 {
 	struct recode r = {.t = t, .in = in, .bytes = bytes, .has_mem = op != NULL};
@@ -346,6 +368,8 @@ void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, 
 
 	if (op)
 		r.op = *op;
+	if (in->enc == ENC_LEGACY && in->map == 0 && in->op == 0x82)
+		opcode = 0x80; /* its alias outside 64-bit mode */
 	if (is_moffs(in)) {
 		reg = R_AX;
 		opcode = moffs_opcode(in);
@@ -376,7 +400,7 @@ void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, 
 	emit_with_modrm(&r, reg, rm, vvvv, opcode);
 imm:
 	for (unsigned i = 0; i < in->imm_len; i++)
-		e8(e, bytes[in->imm_off + i]);
+		e8(e, bytes[in->imm_off + i] & (names_register(in) ? 0x7f : 0xff));
 	if (r.high8 && (in->reg_gpr & REG_WRITE)) /* only then: CMPXCHG has written AL beside it */
 		e_rorx(e, in->reg - 4u, reg, 56);
 	for (unsigned i = 0; i < r.n; i++)
