@@ -135,8 +135,8 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
 		have += n;
 		r = insn_decode(bytes, have, vcpu_mode(v), in);
 	}
-	if (r == DECODE_OK)
-		return true;
+	if (r == DECODE_OK) /* its last byte too lies within the limit */
+		return cpu_is_64bit(&v->s) || v->s.rip + in->len - 1 <= v->s.seg[SEG_CS].limit || vcpu_raise_gp(v, 0);
 	return r == DECODE_TOO_LONG || r == DECODE_MORE ? vcpu_raise_gp(v, 0) : vcpu_raise_ud(v);
 }
 
@@ -151,7 +151,7 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 
 	if (in->vex_gpr && !prot)
 		return vcpu_raise_ud(v);
-	if (in->enc == ENC_EVEX && in->map >= 5 && !cpuid_has(v->cfg->cpuid, 7, 0, CPUID_EDX, 23)) /* AVX512-FP16 */
+	if (insn_is_fp16(in) && !cpuid_has(v->cfg->cpuid, 7, 0, CPUID_EDX, 23))
 		return vcpu_raise_ud(v);
 	switch (in->unit) {
 	case UNIT_INT:
@@ -355,6 +355,33 @@ static bool code_breakpoint(struct soft_vcpu *sv)
 	return hit;
 }
 
+/* I/O breakpoints (SDM vol. 3, 17.2.4): DR0-3 that name a port which the instruction just used. */
+static uint8_t io_breakpoints(const struct cpu_state *s, const struct insn *in)
+{
+	static const uint8_t size[4] = {1, 2, 8, 4};
+	unsigned port, len = !(in->op & 1) ? 1 : in->osz == 2 ? 2 : 4;
+	uint8_t hits = 0;
+
+	switch (in->kind) {
+	case INSN_IN_IMM: case INSN_OUT_IMM:
+		port = in->imm & 0xff;
+		break;
+	case INSN_IN_DX: case INSN_OUT_DX: case INSN_INS: case INSN_OUTS:
+		port = s->gpr[R_DX] & 0xffff;
+		break;
+	default:
+		return 0;
+	}
+	for (unsigned i = 0; i < 4; i++) {
+		unsigned n = size[(s->dr[7] >> (18 + 4 * i)) & 3];
+		uint64_t at = s->dr[i] & ~(uint64_t)(n - 1);
+
+		if (((s->dr[7] >> (2 * i)) & 3) && ((s->dr[7] >> (16 + 4 * i)) & 3) == 2 && port < at + n && at < port + len)
+			hits |= (uint8_t)BIT(i);
+	}
+	return hits;
+}
+
 /* One instruction with all that hangs on instruction boundaries: shadows, RF, TF, breakpoints. */
 static void slow_step(struct soft_vcpu *sv)
 {
@@ -382,6 +409,8 @@ static void slow_step(struct soft_vcpu *sv)
 		if (in.kind != INSN_IRET && in.kind != INSN_POPF)
 			s->rflags &= ~FL_RF;
 	}
+	if ((s->dr[7] & 0xff) && (s->cr4 & CR4_DE))
+		sv->data_hits |= io_breakpoints(s, &in);
 	tf = tf && !traps_itself(&in);
 	if ((tf || sv->data_hits) && !s->shadow_mov_ss && !sv->v.fatal && !sv->v.triple_fault) {
 		s->dr[6] = (s->dr[6] & ~UINT64_C(0xf)) | sv->data_hits | (tf ? BIT(14) : 0);
@@ -509,6 +538,35 @@ static bool linear_is_offset(const struct soft_vcpu *sv)
 	return (sv->hflags & HF_MODE) == MODE_64 || ((sv->hflags >> (HF_FLAT_SHIFT + SEG_CS)) & 1);
 }
 
+/*
+ * An indirect branch to a target that is not canonical: #GP belongs to the branch (SDM vol. 2, CALL, JMP, RET), which has
+ * moved rsp by then. at: host address in the branch.
+ */
+static void undo_branch(struct soft_vcpu *sv, uint64_t at)
+{
+	struct cpu_state *s = &sv->v.s;
+	struct block *b = cache_contains(sv->cache, at) ? cache_find_host(sv->cache, at) : NULL;
+	uint64_t target = s->rip, insn_host;
+	uint8_t bytes[16];
+	struct insn in;
+
+	if (!b)
+		return;
+	s->rip = cache_guest_pc(sv->cache, b, at, &insn_host);
+	if (!soft_fetch_insn(sv, &in, bytes)) {
+		s->rip = target;
+		return;
+	}
+	if (in.kind == INSN_RET || in.kind == INSN_RET_IMM)
+		s->gpr[R_SP] -= 8 + (in.kind == INSN_RET_IMM ? (uint16_t)in.imm : 0);
+	else if (in.kind == INSN_CALL_IND)
+		s->gpr[R_SP] += 8;
+	else if (in.kind != INSN_JMP_IND)
+		s->rip = target;
+	vcpu_raise_gp(&sv->v, 0);
+	deliver(sv, EVENT_EXCEPTION, EXC_GP);
+}
+
 /* Run translated code from rip until it leaves. link: the exit that led here, or -1. */
 static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 {
@@ -534,6 +592,8 @@ static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 		break;
 	case SX_LOOKUP:
 		sv->stats.lookups++;
+		if (!cpu_canonical(sv->v.s.rip) && cpu_is_64bit(&sv->v.s))
+			undo_branch(sv, sv->exit_arg);
 		break;
 	case SX_SLOW:
 		slow_step(sv);
@@ -564,6 +624,14 @@ static enum engine_exit report(struct soft_vcpu *sv)
 	return EXIT_TRIPLE_FAULT;
 }
 
+/* Blocks (MAX_BLOCK_INSNS long at most) are not cut at the code segment's limit: near it instructions run one by one. */
+static bool near_code_limit(const struct cpu_state *s)
+{
+	uint32_t limit = s->seg[SEG_CS].limit;
+
+	return limit != UINT32_MAX && !cpu_is_64bit(s) && s->rip + 48 * INSN_MAX_LEN > limit;
+}
+
 enum engine_exit soft_run(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
@@ -590,7 +658,8 @@ enum engine_exit soft_run(struct soft_vcpu *sv)
 		}
 		if (sv->hflags_stale)
 			refresh(sv);
-		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || (s->dr[7] & 0xff)) {
+		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || (s->dr[7] & 0xff) ||
+		    near_code_limit(s)) {
 			link = -1;
 			slow_step(sv);
 			continue;
