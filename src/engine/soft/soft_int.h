@@ -287,6 +287,12 @@ static inline struct site *site_of(struct soft_vcpu *sv, gpa_t gpa)
 }
 void block_kill(struct soft_vcpu *sv, struct block *b);
 
+/* AVX512-FP16: EVEX maps 5 and 6, and map 3 without prefix or with F3. */
+static inline bool insn_is_fp16(const struct insn *in)
+{
+	return in->enc == ENC_EVEX && (in->map >= 5 || (in->map == 3 && (in->pp == 0 || in->pp == 2)));
+}
+
 /* translate/translate.c */
 struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa);
 /* Host code that runs the one NATIVE instruction with its memory operand at [T0], then exits with SX_STEP. NULL: cache full (flush and retry). */

@@ -9,7 +9,7 @@
  * memory, one read-only and one unmapped. An instruction is only run natively when its operands are known to lie
  * in the arena or where nothing is mapped.
  *
- * usage: difffuzz [CASES [SEED [32|64]]]
+ * usage: difffuzz [CASES [SEED [32|64 [FIRST]]]]       cases FIRST to CASES - 1
  */
 #include <signal.h>
 #include <stdio.h>
@@ -52,6 +52,10 @@ static uint64_t xmask;
 static struct sigaction engine_action[NSIG];
 static uint32_t ymm_off, k_off, zmmh_off, zmm16_off;
 static int fuzz_mode = MODE_64;
+
+static struct rig rig;
+static unsigned long case_no;
+static uint64_t case_seed;
 
 static uint64_t rng_state;
 static uint64_t rnd(void)
@@ -98,6 +102,11 @@ static void on_signal(int sig, siginfo_t *si, void *context)
 	ucontext_t *uc = context;
 	greg_t *g = uc->uc_mcontext.gregs;
 
+	if (!native_running && !cache_contains(rig.sv->cache, (uint64_t)g[REG_RIP])) {
+		fprintf(stderr, "difffuzz: signal %d at %#llx outside guest code, case %lu of seed %lu, guest rip %#lx\n", sig,
+			(unsigned long long)g[REG_RIP], case_no, (unsigned long)case_seed, (unsigned long)rig.sv->v.s.rip);
+		_exit(3);
+	}
 	if (!native_running) {
 		engine_action[sig].sa_sigaction(sig, si, context);
 		return;
@@ -345,7 +354,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 			return false;
 		if (in->mem == MEM_NONE)
 			t = r->gpr[in->rm];
-		else if (off >= DATA && off + 8 <= DATA + DATA_SIZE)
+		else if (off >= DATA && off <= DATA + DATA_SIZE - 8)
 			memcpy(&t, (void *)(uintptr_t)off, 8);
 		else
 			return range_safe(sp - 16, 32);
@@ -356,7 +365,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 	case INSN_RET: case INSN_RET_IMM: {
 		uint64_t t = 0;
 
-		if (in->osz == 2 || in->opsize66 || sp < DATA || sp + 8 > DATA + DATA_SIZE)
+		if (in->osz == 2 || in->opsize66 || sp < DATA || sp > DATA + DATA_SIZE - 8)
 			return false;
 		memcpy(&t, data + (sp - DATA), fuzz_mode == MODE_64 ? 8 : 4);
 		if (!target_safe(t))
@@ -437,7 +446,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 		break;
 	}
 	if (in->kind >= INSN_PUSH_R && in->kind <= INSN_LEAVE) {
-		if (in->kind == INSN_ENTER && ((in->imm2 & 31) > 3 || ((in->imm2 & 31) && (r->gpr[R_BP] < DATA || r->gpr[R_BP] > DATA + 2 * PAGE_SIZE))))
+		if (in->kind == INSN_ENTER && ((in->imm2 & 31) > 3 || ((in->imm2 & 31) && (r->gpr[R_BP] < DATA || r->gpr[R_BP] > DATA + 2 * PAGE_SIZE || sp < DATA + 128 || sp > DATA + 3 * PAGE_SIZE))))
 			return false;
 		if (!range_safe(sp - 128, 256) || !range_safe(width(r->gpr[R_BP]) - 64, 128))
 			return false;
@@ -449,7 +458,6 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 
 /* ---- comparison ---- */
 
-static struct rig rig;
 static uint8_t data_initial[DATA_SIZE], data_native[DATA_SIZE];
 static const gpa_t data_gpa[DATA_PAGES] = {0x400000, 0x480000, 0x410000, 0x4f0000};
 static const gpa_t code_gpa[CODE_PAGES] = {0x500000, 0x580000};
@@ -644,9 +652,8 @@ static bool one_case(void)
 	for (unsigned p = 0; p < DATA_PAGES; p++)
 		memcpy(ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE), data_initial + p * PAGE_SIZE, PAGE_SIZE);
 	rig_state(&rig, &s, 3);
-	if (fuzz_mode != MODE_64) {
+	if (fuzz_mode != MODE_64)
 		s.seg[SEG_CS].attr = (s.seg[SEG_CS].attr & ~(uint32_t)SEG_L) | SEG_DB;
-	}
 	s.seg[SEG_GS].base = DATA + 0x100;
 	memcpy(s.gpr, t.start.gpr, sizeof(s.gpr));
 	s.rip = CODE + t.at;
@@ -705,7 +712,9 @@ int main(int argc, char **argv)
 		rig_run(&rig, &s);
 	}
 	install_handlers();
-	for (done = 0; done < cases && bad < 10; done++) {
+	for (done = argc > 4 ? strtoul(argv[4], NULL, 0) : 0; done < cases && bad < 10; done++) {
+		case_no = done;
+		case_seed = seed;
 		rng_state = seed * UINT64_C(0x100000001b3) + done;
 		rnd();
 		if (!one_case()) {
@@ -716,7 +725,7 @@ int main(int argc, char **argv)
 			fprintf(stderr, "\r%lu cases", done);
 	}
 	printf("%lu cases of seed %lu in %d-bit mode, %lu differ\n", done, (unsigned long)seed, fuzz_mode == MODE_64 ? 64 : 32, bad);
-	for (unsigned k = 0; k < INSN_KIND_COUNT && argc > 4; k++)
+	for (unsigned k = 0; k < INSN_KIND_COUNT && cases > 1000000; k++)
 		if (hist[k])
 			printf("  %-12s %lu\n", k == INSN_NATIVE ? "NATIVE" : insn_kind_name((enum insn_kind)k), hist[k]);
 	return bad != 0;

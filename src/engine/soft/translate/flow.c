@@ -168,6 +168,10 @@ static void jump(struct trans *t, uint64_t target)
 
 static void jump_indirect(struct trans *t)
 {
+	e8(&t->e, 0x4c); /* lea r9, [rip + 0]: says where it was when the target is not canonical */
+	e8(&t->e, 0x8d);
+	e8(&t->e, 0x0d);
+	e32(&t->e, 0);
 	e_jmp_to(&t->e, t->c->indirect);
 	t->ended = true;
 }

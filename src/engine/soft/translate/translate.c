@@ -14,7 +14,7 @@ static bool unit_ok(uint32_t hflags, const struct insn *in)
 		[UNIT_INT] = 0, [UNIT_X87] = HF_X87, [UNIT_MMX] = HF_X87, [UNIT_SSE] = HF_SSE, [UNIT_AVX] = HF_AVX, [UNIT_AVX512] = HF_AVX512,
 	};
 
-	if ((in->vex_gpr && !(hflags & HF_PE)) || (in->enc == ENC_EVEX && in->map >= 5)) /* FP16: the slow path asks CPUID */
+	if ((in->vex_gpr && !(hflags & HF_PE)) || insn_is_fp16(in)) /* the slow path asks CPUID */
 		return false;
 	if (in->unit == UNIT_X87 && in->map == 0 && in->op == 0x9b && !in->has_modrm)
 		return !(hflags & HF_TS_WAIT);
@@ -236,7 +236,10 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	return c->rx + s->host_off;
 }
 
-/* Code that blocks jump to: exits, and the jump-cache look-up of indirect branches (T0 = guest pc). */
+/*
+ * Code that blocks jump to: exits, and the jump-cache look-up of indirect branches (T0 = guest pc; T2 = a host address in
+ * the branch, for the fault of a target that is not canonical).
+ */
 void translate_prologues(struct code_cache *c)
 {
 	struct emit e = {.p = c->rw, .base = c->rw};
@@ -246,6 +249,7 @@ void translate_prologues(struct code_cache *c)
 	e_store_gs_imm(&e, GS(exit_reason), SX_CHAIN);
 	e_jmp_gs(&e, GS(exit_fn));
 	c->exit_lookup = e_off(&e);
+	e_store_gs(&e, T2, GS(exit_arg));
 	e_store_gs_imm(&e, GS(exit_reason), SX_LOOKUP);
 	e_jmp_gs(&e, GS(exit_fn));
 	c->exit_slow = e_off(&e);
@@ -258,15 +262,16 @@ void translate_prologues(struct code_cache *c)
 	c->indirect = e_off(&e);
 	e_load_gs(&e, T1, GS(poll_ptr));
 	e_op_mem(&e, 0, 0x8b, T1, T1, -1, 0, 0);
-	e_pext(&e, T1, T0, GS(mask_jc));
-	e_mov(&e, T2, R_CX);
-	e_load_gs_index(&e, R_CX, T1, -JC_NEG_OFF);
+	e_mov(&e, T1, R_CX);
+	e_pext(&e, R_CX, T0, GS(mask_jc));
+	e_load_gs_index(&e, R_CX, R_CX, -JC_NEG_OFF);
 	e_lea(&e, 1, R_CX, R_CX, T0, 0, 0);
 	hit = e_jrcxz(&e, 8);
-	e_mov(&e, R_CX, T2);
+	e_mov(&e, R_CX, T1);
 	e_jmp_to(&e, c->exit_lookup);
 	e_patch8(&e, hit);
-	e_mov(&e, R_CX, T2);
+	e_mov(&e, R_CX, T1);
+	e_pext(&e, T1, T0, GS(mask_jc));
 	e8(&e, 0x65); /* jmp gs:[T1 * 8 + JC_HOST] */
 	e_op_mem(&e, 0, 0xff, 4, -1, T1, 3, -JC_HOST_OFF);
 	c->used = align_up(e_off(&e), 64);
