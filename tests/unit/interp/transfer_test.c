@@ -210,6 +210,15 @@ static void iret_to_16bit_stack(void **state)
 	memcpy(rig_mem(r, 0x27000), frame, sizeof(frame));
 	assert_true(RUN(r, 0x48, 0xcf));
 	assert_int_equal(r->v.s.gpr[R_SP], 0x25678);
+	/* RETF too; the parameters are dropped from SP alone */
+	rig_long(r, 0);
+	rig_desc(r, FREE, 0, 0xffff, A_DATA | A_DPL(3));
+	r->v.s.gpr[R_SP] = 0x27000;
+	memcpy(rig_mem(r, 0x27000), frame, 16);
+	memcpy(rig_mem(r, 0x27018), frame + 3, 16);
+	assert_true(RUN(r, 0x48, 0xca, 0x08, 0x00));
+	assert_int_equal(r->v.s.gpr[R_SP], 0x25680);
+	assert_int_equal(cpu_cpl(&r->v.s), 3);
 	/* same ring, 64-bit: SS:RSP are popped too, and may be null */
 	rig_long(r, 0);
 	frame[1] = CODE0_64;

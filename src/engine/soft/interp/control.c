@@ -47,7 +47,7 @@ static bool cr0_paging_ok(const struct vcpu *v, uint64_t value)
 	return true;
 }
 
-bool cr0_write(struct vcpu *v, uint64_t value)
+static bool cr0_write(struct vcpu *v, uint64_t value)
 {
 	uint64_t old = v->s.cr0, efer = v->s.efer;
 

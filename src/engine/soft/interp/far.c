@@ -311,25 +311,30 @@ static bool retf_real(struct vcpu *v, const struct frame *f, uint64_t sp)
 	return true;
 }
 
+uint64_t return_sp(const struct vcpu *v, uint64_t value, const struct cpu_seg *ss, unsigned osz, bool to64)
+{
+	if (to64)
+		return value & mask_bytes(osz);
+	if (ss->attr & SEG_DB)
+		return (uint32_t)value;
+	return (v->s.gpr[R_SP] & 0xffff0000) | (value & 0xffff);
+}
+
 /* To an outer ring: SP and SS lie above the parameters. */
 static bool retf_outer(struct vcpu *v, const struct cpu_seg *cs, uint64_t rip, uint64_t sp, unsigned osz, unsigned imm)
 {
 	struct frame f = {.n = 2, .size = osz};
+	bool to64 = cpu_long_mode(&v->s) && (cs->attr & SEG_L);
 	unsigned cpl = cs->sel & 3;
 	struct cpu_seg ss;
 
 	sp = stack_add(v, sp, imm);
-	if (!frame_pop(v, &sp, &f) || !seg_return_ss(v, f.val[1], cpl, cpu_long_mode(&v->s) && (cs->attr & SEG_L), &ss) ||
-	    !target_ok(v, cs, rip))
+	if (!frame_pop(v, &sp, &f) || !seg_return_ss(v, f.val[1], cpl, to64, &ss) || !target_ok(v, cs, rip))
 		return false;
 	v->s.seg[SEG_CS] = *cs;
 	v->s.seg[SEG_SS] = ss;
 	v->s.rip = rip;
-	if (cpu_is_64bit(&v->s))
-		v->s.gpr[R_SP] = f.val[0];
-	else
-		gpr_set(v, R_SP, (ss.attr & SEG_DB) ? 4 : 2, f.val[0]);
-	v->s.gpr[R_SP] = stack_add(v, v->s.gpr[R_SP], imm);
+	v->s.gpr[R_SP] = stack_add(v, return_sp(v, f.val[0], &ss, osz, to64), imm); /* in the new stack's width */
 	seg_drop_inner(v, cpl);
 	mmu_context_changed(v);
 	return true;

@@ -166,23 +166,15 @@ bool branch_check(struct vcpu *v, uint64_t *target, unsigned osz);
 /* TSS fields for ring dpl. */
 bool tss_stack(struct vcpu *v, unsigned dpl, unsigned ext, uint16_t *ss, uint64_t *sp);
 bool tss_ist(struct vcpu *v, unsigned ist, unsigned ext, uint64_t *sp);
+/* RSP after a return: one to a 16-bit stack loads only SP, the upper half of the inner ring's ESP shows through, as on the CPU. */
+uint64_t return_sp(const struct vcpu *v, uint64_t value, const struct cpu_seg *ss, unsigned osz, bool to64);
 bool inner_ss(struct vcpu *v, uint16_t sel, unsigned dpl, unsigned ext, struct cpu_seg *out);
 /* rflags after IRET or POPF of an image of osz bytes at CPL cpl. */
 uint64_t flags_merge(const struct vcpu *v, uint64_t image, unsigned osz, unsigned cpl, bool iret);
 
-/* --- control registers (control.c) --- */
-
-bool cr0_write(struct vcpu *v, uint64_t value);
-
 /* --- paravirtual clock (kvmclock.c) --- */
 
 void kvmclock_write_wall(struct vcpu *v);
-
-/* --- ports (io.c) --- */
-
-bool io_allowed(struct vcpu *v, uint16_t port, unsigned size);
-uint64_t io_read(struct vcpu *v, uint16_t port, unsigned size);
-void io_write(struct vcpu *v, uint16_t port, unsigned size, uint64_t value);
 
 /* --- extended state (fpustate.c) --- */
 
@@ -230,9 +222,9 @@ ROUTINE(movs); ROUTINE(stos); ROUTINE(lods); ROUTINE(scas); ROUTINE(cmps); ROUTI
 ROUTINE(ins); ROUTINE(outs); ROUTINE(in); ROUTINE(out);
 /* segment.c, selector.c */
 ROUTINE(mov_rm_seg); ROUTINE(mov_seg_rm); ROUTINE(load_far); ROUTINE(lar); ROUTINE(lsl); ROUTINE(verr); ROUTINE(verw); ROUTINE(arpl);
-ROUTINE(lldt); ROUTINE(ltr); ROUTINE(sldt); ROUTINE(str); ROUTINE(lgdt); ROUTINE(sgdt);
+ROUTINE(lldt); ROUTINE(ltr); ROUTINE(sldt); ROUTINE(str); ROUTINE(smsw); ROUTINE(lgdt); ROUTINE(sgdt);
 /* control.c */
-ROUTINE(smsw); ROUTINE(lmsw); ROUTINE(clts); ROUTINE(mov_r_cr); ROUTINE(mov_cr_r); ROUTINE(mov_r_dr); ROUTINE(mov_dr_r);
+ROUTINE(lmsw); ROUTINE(clts); ROUTINE(mov_r_cr); ROUTINE(mov_cr_r); ROUTINE(mov_r_dr); ROUTINE(mov_dr_r);
 ROUTINE(invlpg); ROUTINE(invpcid); ROUTINE(xgetbv); ROUTINE(xsetbv);
 /* system.c */
 ROUTINE(hlt); ROUTINE(cli); ROUTINE(sti); ROUTINE(wbinvd); ROUTINE(rdmsr); ROUTINE(wrmsr); ROUTINE(rdpmc); ROUTINE(rdtsc); ROUTINE(rdtscp);

@@ -21,14 +21,14 @@ static bool bitmap_allows(struct vcpu *v, uint16_t port, unsigned size)
 	return !((get_le16(bits_raw) >> (port & 7)) & ((1u << size) - 1)) || vcpu_raise_gp(v, 0);
 }
 
-bool io_allowed(struct vcpu *v, uint16_t port, unsigned size)
+static bool io_allowed(struct vcpu *v, uint16_t port, unsigned size)
 {
 	if (cpu_is_real(&v->s) || (!cpu_is_v86(&v->s) && cpu_cpl(&v->s) <= iopl(v)))
 		return true;
 	return bitmap_allows(v, port, size);
 }
 
-uint64_t io_read(struct vcpu *v, uint16_t port, unsigned size)
+static uint64_t io_read(struct vcpu *v, uint16_t port, unsigned size)
 {
 	uint64_t value;
 
@@ -38,7 +38,7 @@ uint64_t io_read(struct vcpu *v, uint16_t port, unsigned size)
 	return value;
 }
 
-void io_write(struct vcpu *v, uint16_t port, unsigned size, uint64_t value)
+static void io_write(struct vcpu *v, uint16_t port, unsigned size, uint64_t value)
 {
 	machine_lock(v);
 	bus_write(v->cfg->bus, BUS_PIO, port, size, value);

@@ -49,16 +49,6 @@ static bool iret_to_v86(struct vcpu *v, const struct frame *f, uint64_t sp)
 	return true;
 }
 
-/* A return to a 16-bit stack loads only SP: the upper half of the handler's ESP shows through, as on the CPU. */
-static uint64_t outer_sp(const struct vcpu *v, uint64_t value, const struct cpu_seg *ss, unsigned osz, bool to64)
-{
-	if (to64)
-		return value & mask_bytes(osz);
-	if (ss->attr & SEG_DB)
-		return (uint32_t)value;
-	return (v->s.gpr[R_SP] & 0xffff0000) | (value & 0xffff);
-}
-
 static bool iret_protected(struct vcpu *v, const struct frame *f, uint64_t sp)
 {
 	unsigned cpl = cpu_cpl(&v->s), osz = f->size;
@@ -80,7 +70,7 @@ static bool iret_protected(struct vcpu *v, const struct frame *f, uint64_t sp)
 	if (to64 ? !cpu_canonical(f->val[0]) : f->val[0] > cs.limit)
 		return vcpu_raise_gp(v, 0);
 	set_flags(v, f->val[2], osz, cpl);
-	v->s.gpr[R_SP] = outer || from64 ? outer_sp(v, tail.val[0], &ss, osz, to64) : sp;
+	v->s.gpr[R_SP] = outer || from64 ? return_sp(v, tail.val[0], &ss, osz, to64) : sp;
 	v->s.seg[SEG_CS] = cs;
 	v->s.seg[SEG_SS] = ss;
 	v->s.rip = f->val[0];
