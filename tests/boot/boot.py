@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Boot an unmodified Debian kernel to an initramfs shell, use it, and switch it off.
 
-usage: boot.py DOPPEL SOURCE_ROOT KERNEL ENGINE USER     KERNEL: cloud or generic; ENGINE: soft or kvm; USER: self or nobody
+usage: boot.py DOPPEL SOURCE_ROOT KERNEL ENGINE USER     ENGINE: soft or kvm; USER: self or nobody; KERNEL: cloud, generic, or pvh:
+the cloud kernel, decompressed and booted by its PVH entry on a bigger machine with a virtio console and baseline CPU features.
 
 Skipped (77) where the kernel cannot be fetched, the engine does not run or is too slow here, or USER cannot be taken.
 """
@@ -9,6 +10,7 @@ import os
 import re
 import selectors
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -76,11 +78,27 @@ class Guest:
         return self.p.returncode
 
 
+def decompress(vmlinuz, out):
+    """The ELF kernel inside a bzImage (arch/x86/boot.rst: setup_sects, payload_offset, payload_length; LZ4, a size at its end)."""
+    with open(vmlinuz, "rb") as f:
+        image = f.read()
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (image[0x1F1] + 1) * 512 + offset
+    r = subprocess.run(["lz4", "-d", "-c"], input=image[start:start + length - 4], stdout=subprocess.PIPE)
+    if r.returncode or not r.stdout.startswith(b"\x7fELF"):
+        skip("this kernel is not compressed with LZ4")
+    with open(out, "wb") as f:
+        f.write(r.stdout)
+
+
 def prepare(d):
-    where = kernel_directory(kernel)
+    where = kernel_directory("cloud" if kernel == "pvh" else kernel)
     if not where:
         skip("the kernel package cannot be fetched")
-    shutil.copy(os.path.join(where, "vmlinuz"), d / "vmlinuz")
+    if kernel == "pvh":
+        decompress(os.path.join(where, "vmlinuz"), d / "vmlinuz")
+    else:
+        shutil.copy(os.path.join(where, "vmlinuz"), d / "vmlinuz")
     subprocess.run([os.path.join(root, "tools/make-initramfs"), d / "initrd.gz", where], check=True)
     shutil.copy(doppel, d / "doppel")
     for name, mode in ("vmlinuz", 0o644), ("initrd.gz", 0o644), ("doppel", 0o755):
@@ -90,6 +108,8 @@ def prepare(d):
 def command_line(d):
     line = [d / "doppel", "run", "--engine", engine, "-m", "512M", "--kernel", d / "vmlinuz", "--initrd", d / "initrd.gz",
             "--append", "console=ttyS0"]
+    if kernel == "pvh":
+        line += ["-m", "6G", "--cpu", "baseline", "--virtio-console", "file:" + d / "console.log"]
     if user == "self":
         return line
     if os.geteuid() != 0:
@@ -124,6 +144,16 @@ def use_shell(g, check):
     check(len(out.splitlines()) > 50 and not trouble, "dmesg has no trouble", "\n".join(trouble))
 
 
+def use_bigger_machine(g, check, d):
+    out = g.command("grep MemTotal /proc/meminfo") or "0 0"
+    check(5.5 < int(out.split()[1]) / 1024 / 1024 < 6, "6 GiB of RAM", out)
+    out = g.command("grep -o -w -e avx -e sse4_2 /proc/cpuinfo") or ""
+    check(out == "sse4_2\n", "baseline CPU features", out)
+    g.command("echo to the virtio console > /dev/hvc0")
+    with open(d / "console.log") as f:
+        check("to the virtio console" in f.read(), "virtio-console gives its output to a file")
+
+
 def main():
     check = Checks()
     d = Directory()
@@ -138,6 +168,8 @@ def main():
             print(g.p.stderr.read().decode(errors="replace"))
             check.finish()
         use_shell(g, check)
+        if kernel == "pvh":
+            use_bigger_machine(g, check, d)
         g.send("reboot -f")
         check(g.wait("doppel: init reached", BOOT_SECONDS) and g.wait(PROMPT, 30), "reboot -f starts it again", g.all[-2000:])
         g.send("poweroff -f")
