@@ -312,7 +312,7 @@ static void stack_and_canonical(void)
 {
 	ulong nc = NONCANON;
 
-	TRAP(asm volatile(MARK "movb (%0), %%al" ::"r"(nc) : "al"));
+	TRAP(asm volatile(MARK "movb (%0), %%al" ::"D"(nc) : "al"));
 	check_trap(EXC_GP, 0, "load from a non-canonical address");
 	check_mark("load from a non-canonical address");
 	TRAP(asm volatile("mov %0, %%rbp; movb (%%rbp), %%al; mov %%rbp, %%rbp" ::"r"(nc) : "al", "rbx"));
@@ -343,7 +343,7 @@ static void stack_and_canonical(void)
 	TRAP(asm volatile("invlpg (%0)" ::"r"(nc)));
 	check_trap(NO_TRAP, -1, "invlpg of a non-canonical address");
 	/* the last byte of a canonical half: the access crosses into the hole */
-	TRAP(asm volatile("movl (%0), %%eax" ::"r"(0x7ffffffffffeul) : "eax"));
+	TRAP(asm volatile("movl (%0), %%eax" ::"D"(0x7ffffffffffeul) : "eax"));
 	check_trap(EXC_GP, 0, "load across the canonical boundary");
 }
 
@@ -504,7 +504,7 @@ static void nested(void)
 {
 	/* #NP while delivering #GP (contributory, contributory): #DF(0), on IST1 */
 	idt_stub(EXC_GP, 0x0e, 0);
-	TRAP(asm volatile("movb (%0), %%al" ::"r"(NONCANON) : "al"));
+	TRAP(asm volatile("movb (%0), %%al" ::"D"(NONCANON) : "al"));
 	idt_stub(EXC_GP, 0x8e, 0);
 	check_trap(EXC_DF, 0, "#GP, then #NP: #DF");
 	check(trap.handler_sp - (ulong)ist_stack[0] < sizeof(ist_stack[0]), "#DF runs on IST1");
@@ -528,7 +528,7 @@ static void nested(void)
 	TRAP(asm volatile("mov %0, %%rsp; ud2" ::"r"(TEST_VA + 0x2000)));
 	check_trap(EXC_PF, PF_W, "#UD, then #PF: #PF");
 	/* #GP, then #PF: served serially too (contributory, then page fault) */
-	TRAP(asm volatile("mov %0, %%rsp; movb (%1), %%al" ::"r"(TEST_VA + 0x2000), "r"(NONCANON) : "al"));
+	TRAP(asm volatile("mov %0, %%rsp; movb (%1), %%al" ::"r"(TEST_VA + 0x2000), "D"(NONCANON) : "al"));
 	idt_stub(EXC_PF, 0x8e, 0);
 	check_trap(EXC_PF, PF_W, "#GP, then #PF: #PF");
 	/* a handler outside the canonical range: #GP(0) from the delivery; serial after #UD */

@@ -74,7 +74,7 @@ __asm__(
 	"t_gp_next:\n"
 	" nop; nop\n"
 	/* #GP: 32-bit address above the limit */
-	" movl $0x10000, %ebx; addr32 movb (%ebx), %al\n" /* 67 8a 03: 3 bytes */
+	" movl $0x10000, %ebx; .byte 0x67, 0x8a, 0x03\n" /* mov (%ebx), %al */
 	" nop; nop\n"
 	" movl 0x7000+32, %eax; movl %eax, 0x7000+76\n"
 	/* #DE: a fault: the saved ip is the instruction's */
@@ -101,7 +101,7 @@ __asm__(
 	" movw $0x3000, %ax; mov %ax, %ss; xorw %sp, %sp; pushw $0x55aa; movzwl %sp, %eax; xorw %cx, %cx; mov %cx, %ss; movw $0x6ff0, %sp; movl %eax, 0x7000+88\n"
 	/* --- unreal mode: the hidden limit of DS survives the way back to real mode --- */
 	" mov %cr0, %eax; orb $1, %al; mov %eax, %cr0; movw $0x10, %cx; mov %cx, %ds; andb $0xfe, %al; mov %eax, %cr0\n"
-	" movl $0x100000, %ebx; addr32 movl (%ebx), %eax; movl %eax, 0x7000+72\n"
+	" movl $0x100000, %ebx; .byte 0x67, 0x66, 0x8b, 0x03; movl %eax, 0x7000+72\n"
 	" xorw %cx, %cx; mov %cx, %ds\n"
 	/* --- back: protected 32, long --- */
 	" mov %cr0, %eax; orb $1, %al; mov %eax, %cr0\n"
