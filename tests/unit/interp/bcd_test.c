@@ -1,6 +1,6 @@
 /*
- * DAA, DAS, AAA, AAS, AAM, AAD: every AL, AF, CF. Authority: the CPU in compatibility mode where the host allows it (far jump
- * to Linux's 32-bit code selector), and a table computed from what the instructions are for (decimal digits).
+ * DAA, DAS, AAA, AAS, AAM, AAD: every AL, AF, CF. Authority: the CPU in compatibility mode where the host allows it
+ * (far jump to Linux's 32-bit code selector), and a table computed from what the instructions are for (decimal digits).
  */
 #include "fixture.h"
 
@@ -15,18 +15,19 @@ static sigjmp_buf no_compat;
 static void on_fault(int sig) { siglongjmp(no_compat, 1); }
 
 /*
- * A page below 4 GiB: 64-bit entry at 0 (far-jumps to 0x40), 32-bit code at 0x40 (the instruction, far jump back to 0x80),
- * 64-bit exit at 0x80. Upper register halves may be lost on the way: RSP is kept at 0x100.
+ * A page below 4 GiB: 64-bit entry at 0 (far-jumps to 0x40), 32-bit code at 0x40 (the instruction, far jump back to
+ * 0x80), 64-bit exit at 0x80. Upper register halves may be lost on the way: RSP is kept at 0x100.
  */
 static uint8_t *compat_page(const uint8_t *op, unsigned len)
 {
-	uint8_t *page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	uint8_t *page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	uint32_t base;
 
 	assert_ptr_not_equal(page, MAP_FAILED);
 	base = (uint32_t)(uintptr_t)page;
 	memcpy(page, "\x48\x89\x25\xf9\x00\x00\x00", 7); /* mov [rip + 0xf9], rsp */
-	memcpy(page + 7, "\xff\x2d\x13\x00\x00\x00", 6);   /* jmp far [rip + 0x13] */
+	memcpy(page + 7, "\xff\x2d\x13\x00\x00\x00", 6); /* jmp far [rip + 0x13] */
 	put_le32(page + 0x20, base + 0x40);
 	put_le16(page + 0x24, USER32_CS);
 	memcpy(page + 0x40, op, len);
@@ -41,7 +42,8 @@ static void compat_run(const uint8_t *page, uint64_t *rax, uint64_t *flags)
 {
 	uint64_t f = *flags | FL_FIXED | FL_IF;
 
-	__asm__ volatile("sub $128, %%rsp; push %%rbp; push %%rcx; popf; call *%%rdx; pushf; pop %%rcx; pop %%rbp; add $128, %%rsp"
+	__asm__ volatile("sub $128, %%rsp; push %%rbp; push %%rcx; popf; call *%%rdx; pushf; pop %%rcx; pop %%rbp; add "
+			 "$128, %%rsp"
 			 : "+a"(*rax), "+c"(f), "+d"(page)
 			 :
 			 : "memory", "cc", "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15");
@@ -79,7 +81,9 @@ static const struct {
 	{{0x3f}, 1, FL_CF | FL_AF},			    /* AAS */
 	{{0xd4, 10}, 2, FL_SF | FL_ZF | FL_PF},		    /* AAM */
 	{{0xd5, 10}, 2, FL_SF | FL_ZF | FL_PF},		    /* AAD */
-	{{0xd4, 7}, 2, FL_SF | FL_ZF | FL_PF},	  {{0xd5, 0xf3}, 2, FL_SF | FL_ZF | FL_PF}, {{0xd6}, 1, FL_ARITH}, /* SALC */
+	{{0xd4, 7}, 2, FL_SF | FL_ZF | FL_PF},
+	{{0xd5, 0xf3}, 2, FL_SF | FL_ZF | FL_PF},
+	{{0xd6}, 1, FL_ARITH}, /* SALC */
 };
 
 static void against_cpu(void **state)

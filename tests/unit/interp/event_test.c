@@ -1,4 +1,4 @@
-/* Event delivery: IVT, IDT gates of every size, rings, IST, error codes, double and triple faults, VM86 (SDM vol. 3, 6). */
+/* Event delivery: IVT, IDT gates, rings, IST, error codes, double and triple faults, VM86 (SDM vol. 3, 6). */
 #include "fixture.h"
 
 #define INT32 14
@@ -97,7 +97,8 @@ struct gate_case {
 
 static const struct gate_case gate_cases[] = {
 	{"INT n below the gate's DPL", 0x80, true, INT32, 0, 3, CODE0, EXC_GP, 0x80 * 8 + 2},
-	{"an interrupt does not look at the gate's DPL, but at its type", 0x30, false, 0xc, 0, 3, CODE0, EXC_GP, 0x30 * 8 + 3},
+	{"an interrupt does not look at the gate's DPL, but at its type", 0x30, false, 0xc, 0, 3, CODE0, EXC_GP,
+	 0x30 * 8 + 3},
 	{"null selector", 0x80, true, INT32, 3, 3, 0, EXC_GP, 0},
 	{"null selector, interrupt", 0x30, false, INT32, 3, 3, 0, EXC_GP, 1},
 	{"data segment", 0x80, true, INT32, 3, 3, DATA0, EXC_GP, DATA0},
@@ -271,7 +272,8 @@ static void long_mode(void **state)
 	assert_true(r->v.s.seg[SEG_SS].attr & SEG_UNUSABLE);
 	assert_int_equal(cpu_cpl(&r->v.s), 0);
 	r->v.s.gpr[R_SP] += 8;
-	r->v.s.seg[SEG_FS] = (struct cpu_seg){.base = 0x7f0000000000, .attr = SEG_UNUSABLE}; /* a live FS base under a null selector */
+	r->v.s.seg[SEG_FS] = (struct cpu_seg){.base = 0x7f0000000000,
+					      .attr = SEG_UNUSABLE}; /* a live FS base under a null selector */
 	assert_true(RUN(r, 0x48, 0xcf));
 	assert_int_equal(cpu_cpl(&r->v.s), 3);
 	assert_int_equal(r->v.s.rip, CODE);
@@ -295,9 +297,9 @@ static void double_and_triple(void **state)
 		uint8_t second;
 		uint8_t delivered;
 	} c[] = {
-		{EXC_GP, true, EXC_NP, EXC_DF}, {EXC_DE, false, EXC_GP, EXC_DF}, {EXC_PF, true, EXC_NP, EXC_DF}, {EXC_PF, true, EXC_PF, EXC_DF},
-		{EXC_UD, false, EXC_NP, EXC_NP}, {EXC_GP, true, EXC_PF, EXC_PF}, {EXC_BP, false, EXC_GP, EXC_GP}, {EXC_DF, true, EXC_NP, 0},
-		{EXC_DF, true, EXC_PF, 0},
+		{EXC_GP, true, EXC_NP, EXC_DF},	 {EXC_DE, false, EXC_GP, EXC_DF}, {EXC_PF, true, EXC_NP, EXC_DF},
+		{EXC_PF, true, EXC_PF, EXC_DF},	 {EXC_UD, false, EXC_NP, EXC_NP}, {EXC_GP, true, EXC_PF, EXC_PF},
+		{EXC_BP, false, EXC_GP, EXC_GP}, {EXC_DF, true, EXC_NP, 0},	  {EXC_DF, true, EXC_PF, 0},
 	};
 	struct rig *r = *state;
 
@@ -306,16 +308,23 @@ static void double_and_triple(void **state)
 		r->v.triple_fault = false;
 		r->mmu.page[STACK0 / PAGE_SIZE - 1] = 0;
 		for (unsigned vec = 0; vec < 32; vec++)
-			rig_idt(r, vec, vec == EXC_DF || vec == EXC_PF || vec == EXC_NP || vec == EXC_GP ? CONF0 : CODE0, 0x1000 + vec, INT32, 0, 0);
+			rig_idt(r, vec,
+				vec == EXC_DF || vec == EXC_PF || vec == EXC_NP || vec == EXC_GP ? CONF0 : CODE0,
+				0x1000 + vec, INT32, 0, 0);
 		/* handlers in a conforming segment run on the ring-3 stack; the others need the ring-0 one */
 		switch (c[i].second) {
-		case EXC_NP: rig_mem(r, IDT + c[i].first * 8 + 5)[0] &= 0x7f; break;
-		case EXC_GP: rig_mem(r, IDT + c[i].first * 8 + 5)[0] = 0x80; break;
+		case EXC_NP:
+			rig_mem(r, IDT + c[i].first * 8 + 5)[0] &= 0x7f;
+			break;
+		case EXC_GP:
+			rig_mem(r, IDT + c[i].first * 8 + 5)[0] = 0x80;
+			break;
 		case EXC_PF:
 			rig_idt(r, c[i].first, CODE0, 0x1000, INT32, 0, 0);
 			r->mmu.page[STACK0 / PAGE_SIZE - 1] = PAGE_FAULTS;
 			if (c[i].delivered != c[i].first)
-				rig_idt(r, c[i].delivered ? c[i].delivered : EXC_PF, CONF0, 0x1000 + c[i].delivered, INT32, 0, 0);
+				rig_idt(r, c[i].delivered ? c[i].delivered : EXC_PF, CONF0, 0x1000 + c[i].delivered,
+					INT32, 0, 0);
 			break;
 		}
 		assert_int_equal(fault(r, c[i].first, c[i].first_error, 0), c[i].delivered != 0);
@@ -410,9 +419,21 @@ static void int3_into_int1(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(real_mode), TEST(real_mode_short_ivt), TEST(ring3_to_ring0), TEST(gate_errors), TEST(not_present), TEST(bad_inner_stack),
-		TEST(sixteen_bit_gate), TEST(error_code_and_rf), TEST(nmi), TEST(long_mode), TEST(double_and_triple), TEST(no_idt_at_all),
-		TEST(task_gate), TEST(v86), TEST(int3_into_int1),
+		TEST(real_mode),
+		TEST(real_mode_short_ivt),
+		TEST(ring3_to_ring0),
+		TEST(gate_errors),
+		TEST(not_present),
+		TEST(bad_inner_stack),
+		TEST(sixteen_bit_gate),
+		TEST(error_code_and_rf),
+		TEST(nmi),
+		TEST(long_mode),
+		TEST(double_and_triple),
+		TEST(no_idt_at_all),
+		TEST(task_gate),
+		TEST(v86),
+		TEST(int3_into_int1),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

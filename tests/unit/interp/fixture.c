@@ -23,7 +23,8 @@ static bool range(struct vcpu *v, gva_t la, unsigned len, unsigned flags)
 {
 	if (!cpu_long_mode(&v->s))
 		la = (uint32_t)la;
-	return page_ok(v, la, flags) && (((la + len - 1) ^ la) < PAGE_SIZE || page_ok(v, (la + len - 1) & ~(PAGE_SIZE - 1), flags));
+	return page_ok(v, la, flags) &&
+	       (((la + len - 1) ^ la) < PAGE_SIZE || page_ok(v, (la + len - 1) & ~(PAGE_SIZE - 1), flags));
 }
 
 bool mmu_read(struct vcpu *v, gva_t la, void *buf, unsigned len, unsigned flags)
@@ -61,7 +62,8 @@ bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host)
 	return true;
 }
 
-bool mmu_cmpxchg(struct vcpu *v, gva_t la, uint64_t *expected, uint64_t desired, unsigned len, unsigned flags, bool *done)
+bool mmu_cmpxchg(struct vcpu *v, gva_t la, uint64_t *expected, uint64_t desired, unsigned len, unsigned flags,
+		 bool *done)
 {
 	uint64_t now = 0;
 
@@ -90,7 +92,8 @@ struct rig *rig_new(void)
 	assert_true(cpuid_policy_init(&r->policy, CPU_MAX, 1, 2000000, NULL));
 	r->mmu.ram = ram_new(RIG_RAM, NULL);
 	assert_non_null(r->mmu.ram);
-	r->cfg = (struct engine_config){.ram = r->mmu.ram, .bus = bus_new(), .cpuid = &r->policy, .ncpus = 1, .lock = &r->lock};
+	r->cfg = (struct engine_config){
+		.ram = r->mmu.ram, .bus = bus_new(), .cpuid = &r->policy, .ncpus = 1, .lock = &r->lock};
 	r->v.cfg = &r->cfg;
 	r->v.mmu = &r->mmu;
 	cpu_state_reset(&r->v.s, 0);
@@ -117,10 +120,7 @@ int rig_teardown(void **state)
 	return 0;
 }
 
-uint8_t *rig_mem(struct rig *r, uint64_t la)
-{
-	return ram_ptr(r->mmu.ram, la, 1);
-}
+uint8_t *rig_mem(struct rig *r, uint64_t la) { return ram_ptr(r->mmu.ram, la, 1); }
 
 void rig_vendor(struct rig *r, bool amd)
 {
@@ -133,8 +133,8 @@ void rig_vendor(struct rig *r, bool amd)
 void rig_desc(struct rig *r, uint16_t sel, uint32_t base, uint32_t limit, uint32_t attr)
 {
 	uint64_t lim = (attr & SEG_G) ? limit >> 12 : limit;
-	uint64_t raw = (lim & 0xffff) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xf0ff) << 40 | (lim & 0xf0000) << 32 |
-		       (uint64_t)(base >> 24) << 56;
+	uint64_t raw = (lim & 0xffff) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xf0ff) << 40 |
+		       (lim & 0xf0000) << 32 | (uint64_t)(base >> 24) << 56;
 
 	put_le64(rig_mem(r, ((sel & 4) ? LDT : GDT) + (sel & 0xfff8u)), raw);
 }
@@ -142,7 +142,8 @@ void rig_desc(struct rig *r, uint16_t sel, uint32_t base, uint32_t limit, uint32
 void rig_gate(struct rig *r, uint64_t la, uint16_t sel, uint64_t off, unsigned type, unsigned dpl, unsigned extra)
 {
 	put_le64(rig_mem(r, la), (off & 0xffff) | (uint64_t)sel << 16 | (uint64_t)extra << 32 |
-					 (uint64_t)(SEG_P | type | dpl << SEG_DPL_SHIFT) << 40 | (off & 0xffff0000) << 32);
+					 (uint64_t)(SEG_P | type | dpl << SEG_DPL_SHIFT) << 40 |
+					 (off & 0xffff0000) << 32);
 }
 
 void rig_idt(struct rig *r, uint8_t vector, uint16_t sel, uint64_t off, unsigned type, unsigned dpl, unsigned ist)
@@ -230,7 +231,8 @@ void rig_v86(struct rig *r, unsigned level)
 	rig_prot(r, 3);
 	r->v.s.rflags |= FL_VM | (uint64_t)level << FL_IOPL_SHIFT;
 	for (unsigned i = 0; i < SEG_COUNT; i++)
-		r->v.s.seg[i] = (struct cpu_seg){.sel = 0x100 + i, .base = 0x1000 + 16 * i, .limit = 0xffff, .attr = 0xf3};
+		r->v.s.seg[i] =
+			(struct cpu_seg){.sel = 0x100 + i, .base = 0x1000 + 16 * i, .limit = 0xffff, .attr = 0xf3};
 	r->v.s.seg[SEG_CS] = (struct cpu_seg){.sel = CODE >> 4, .base = CODE, .limit = 0xffff, .attr = 0xf3};
 	r->v.s.rip = 0;
 	r->v.s.gpr[R_SP] = 0x7000;

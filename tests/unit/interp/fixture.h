@@ -1,8 +1,10 @@
 /*
- * A vCPU on a flat MMU: linear address = guest-physical address, RAM from 0 to RIG_RAM, pages that fault on demand, one MMIO page.
- * The interpreter routines run on it exactly as in the engine; instructions come from bytes, through the real decoder.
+ * A vCPU on a flat MMU: linear address = guest-physical address, RAM from 0 to RIG_RAM, pages that fault on demand, one
+ * MMIO page. The interpreter routines run on it exactly as in the engine; instructions come from bytes, through the
+ * real decoder.
  *
- * Layout: GDT 0x1000, IDT 0x2000, TSS 0x3000, LDT 0x4000, ring-0 stack below 0x8000, ring-3 stack below 0x9000, code at 0x10000.
+ * Layout: GDT 0x1000, IDT 0x2000, TSS 0x3000, LDT 0x4000, ring-0 stack below 0x8000, ring-3 stack below 0x9000, code at
+ * 0x10000.
  */
 #ifndef INTERP_FIXTURE_H
 #define INTERP_FIXTURE_H
@@ -27,8 +29,18 @@
 
 /* Selectors of the standard GDT. */
 enum {
-	CODE0 = 0x08, DATA0 = 0x10, CODE3 = 0x18 | 3, DATA3 = 0x20 | 3, CODE0_64 = 0x28, CODE3_64 = 0x30 | 3, TSS_SEL = 0x40 /* 16 bytes */,
-	CODE0_16 = 0x50, DATA0_16 = 0x58, CONF0 = 0x60 /* conforming */, LDT_SEL = 0x68 /* 16 bytes */, FREE = 0x80 /* for tests */,
+	CODE0 = 0x08,
+	DATA0 = 0x10,
+	CODE3 = 0x18 | 3,
+	DATA3 = 0x20 | 3,
+	CODE0_64 = 0x28,
+	CODE3_64 = 0x30 | 3,
+	TSS_SEL = 0x40 /* 16 bytes */,
+	CODE0_16 = 0x50,
+	DATA0_16 = 0x58,
+	CONF0 = 0x60 /* conforming */,
+	LDT_SEL = 0x68 /* 16 bytes */,
+	FREE = 0x80 /* for tests */,
 };
 
 /* Descriptor attributes as in struct cpu_seg. */
@@ -75,16 +87,16 @@ bool rig_run(struct rig *r, const uint8_t *bytes, unsigned len);
 #define RUN(r, ...) rig_run((r), (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}))
 
 /* The last run faulted so, and nothing moved. */
-#define assert_fault(r, vec, err) \
-	do { \
-		assert_int_equal((r)->v.exc.vector, (vec)); \
-		assert_true((r)->v.exc.has_error); \
-		assert_int_equal((r)->v.exc.error, (err)); \
+#define assert_fault(r, vec, err)                                                                                      \
+	do {                                                                                                           \
+		assert_int_equal((r)->v.exc.vector, (vec));                                                            \
+		assert_true((r)->v.exc.has_error);                                                                     \
+		assert_int_equal((r)->v.exc.error, (err));                                                             \
 	} while (0)
-#define assert_fault_noerr(r, vec) \
-	do { \
-		assert_int_equal((r)->v.exc.vector, (vec)); \
-		assert_false((r)->v.exc.has_error); \
+#define assert_fault_noerr(r, vec)                                                                                     \
+	do {                                                                                                           \
+		assert_int_equal((r)->v.exc.vector, (vec));                                                            \
+		assert_false((r)->v.exc.has_error);                                                                    \
 	} while (0)
 
 uint64_t rnd(void);

@@ -11,8 +11,8 @@ static uint64_t popf_expected(uint64_t old, uint64_t image, unsigned cpl, unsign
 	static const struct {
 		uint64_t bit;
 		bool wide;
-	} plain[] = {{FL_CF, 0}, {FL_PF, 0}, {FL_AF, 0}, {FL_ZF, 0}, {FL_SF, 0}, {FL_TF, 0}, {FL_DF, 0}, {FL_OF, 0}, {FL_NT, 0},
-		     {FL_AC, 1}, {FL_ID, 1}};
+	} plain[] = {{FL_CF, 0}, {FL_PF, 0}, {FL_AF, 0}, {FL_ZF, 0}, {FL_SF, 0}, {FL_TF, 0},
+		     {FL_DF, 0}, {FL_OF, 0}, {FL_NT, 0}, {FL_AC, 1}, {FL_ID, 1}};
 
 	for (unsigned i = 0; i < ARRAY_LEN(plain); i++) {
 		if (osz > 2 || !plain[i].wide)
@@ -53,7 +53,9 @@ static void popf_user_vs_host(void **state)
 		uint64_t image = rnd() & ~FL_TF & ~FL_AC & ~FL_NT, got;
 
 		__asm__ volatile("sub $128, %%rsp; push %1; popf; pushf; pop %0; push $0x202; popf; add $128, %%rsp"
-				 : "=&r"(got) : "r"(image) : "cc", "memory");
+				 : "=&r"(got)
+				 : "r"(image)
+				 : "cc", "memory");
 		rig_long(r, 3);
 		r->v.s.rflags = FL_FIXED | FL_IF;
 		put_le64(rig_mem(r, STACK3 - 8), image);
@@ -169,8 +171,8 @@ static void iret_matrix(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(popf_matrix), TEST(popf_user_vs_host), TEST(pushf_image), TEST(cli_sti), TEST(v86_flags),
-					   TEST(iret_matrix)};
+	const struct CMUnitTest tests[] = {TEST(popf_matrix), TEST(popf_user_vs_host), TEST(pushf_image),
+					   TEST(cli_sti),     TEST(v86_flags),	       TEST(iret_matrix)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

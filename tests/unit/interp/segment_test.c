@@ -1,4 +1,4 @@
-/* Segment loads with all checks, seg_linear, and the instructions about selectors (SDM vol. 2: MOV, LAR, LSL, VERR, LLDT, LTR). */
+/* Segment loads with all checks, seg_linear, instructions about selectors (SDM vol. 2: MOV, LAR, VERR, LTR ...). */
 #include "fixture.h"
 
 struct load_case {
@@ -21,15 +21,15 @@ static const struct load_case load_cases[] = {
 	{0, 0, XR, -1, EXC_GP},
 	{0, 0, CONF, -1, EXC_GP},
 	{0, 0, RW & ~SEG_P, EXC_NP, EXC_SS},
-	{0, 0, SEG_P | 2, EXC_GP, EXC_GP},	/* LDT */
-	{0, 0, SEG_P | 0xc, EXC_GP, EXC_GP},	/* call gate */
-	{0, 3, RW, EXC_GP, EXC_GP},		/* RPL above DPL */
+	{0, 0, SEG_P | 2, EXC_GP, EXC_GP},   /* LDT */
+	{0, 0, SEG_P | 0xc, EXC_GP, EXC_GP}, /* call gate */
+	{0, 3, RW, EXC_GP, EXC_GP},	     /* RPL above DPL */
 	{0, 3, RW | A_DPL(3), -1, EXC_GP},
 	{0, 0, RW | A_DPL(3), -1, EXC_GP},
 	{3, 3, RW | A_DPL(3), -1, -1},
 	{3, 0, RW | A_DPL(3), -1, EXC_GP},
 	{3, 3, RW, EXC_GP, EXC_GP},
-	{3, 3, CONF, -1, EXC_GP},		/* conforming code: always readable */
+	{3, 3, CONF, -1, EXC_GP}, /* conforming code: always readable */
 	{3, 3, XR, EXC_GP, EXC_GP},
 	{2, 2, RW | A_DPL(2), -1, -1},
 	{2, 1, RW | A_DPL(2), -1, EXC_GP},
@@ -149,13 +149,24 @@ struct linear_case {
 };
 
 static const struct linear_case linear_cases[] = {
-	{RW, 0xfff, 0xffc, 4, true, true},     {RW, 0xfff, 0xffd, 4, false, false},  {RW, 0xfff, 0xfff, 1, false, true},
-	{RW, 0xfff, 0xfffffffe, 4, false, false}, {RO, 0xfff, 0, 4, false, true},     {RO, 0xfff, 0, 4, true, false},
-	{XO, 0xfff, 0, 4, false, false},       {XR, 0xfff, 0, 4, false, true},	      {XR, 0xfff, 0, 4, true, false},
-	{RW | 4, 0xfff, 0xfff, 1, true, false}, {RW | 4, 0xfff, 0x1000, 1, true, true}, {RW | 4, 0xfff, 0xfffe, 2, true, true},
-	{RW | 4, 0xfff, 0xffff, 2, true, false}, {RW | 4 | SEG_DB, 0xfff, 0xffff, 2, true, true},
-	{RW | 4 | SEG_DB, 0xfff, 0xfffffffc, 4, true, true}, {RW | 4 | SEG_DB, 0xfff, 0xfffffffd, 4, true, false},
-	{RW | SEG_UNUSABLE, 0xfff, 0, 1, false, false}, {RW, UINT32_MAX, 0xfffffffc, 4, true, true},
+	{RW, 0xfff, 0xffc, 4, true, true},
+	{RW, 0xfff, 0xffd, 4, false, false},
+	{RW, 0xfff, 0xfff, 1, false, true},
+	{RW, 0xfff, 0xfffffffe, 4, false, false},
+	{RO, 0xfff, 0, 4, false, true},
+	{RO, 0xfff, 0, 4, true, false},
+	{XO, 0xfff, 0, 4, false, false},
+	{XR, 0xfff, 0, 4, false, true},
+	{XR, 0xfff, 0, 4, true, false},
+	{RW | 4, 0xfff, 0xfff, 1, true, false},
+	{RW | 4, 0xfff, 0x1000, 1, true, true},
+	{RW | 4, 0xfff, 0xfffe, 2, true, true},
+	{RW | 4, 0xfff, 0xffff, 2, true, false},
+	{RW | 4 | SEG_DB, 0xfff, 0xffff, 2, true, true},
+	{RW | 4 | SEG_DB, 0xfff, 0xfffffffc, 4, true, true},
+	{RW | 4 | SEG_DB, 0xfff, 0xfffffffd, 4, true, false},
+	{RW | SEG_UNUSABLE, 0xfff, 0, 1, false, false},
+	{RW, UINT32_MAX, 0xfffffffc, 4, true, true},
 };
 
 static void linear(void **state)
@@ -206,10 +217,20 @@ static void lar_lsl_verr(void **state)
 		uint32_t attr;
 		bool lar, lsl, verr, verw;
 	} c[] = {
-		{0, 0, RW, 1, 1, 1, 1},	      {0, 0, RO, 1, 1, 1, 0},	{0, 0, XO, 1, 1, 0, 0},	       {0, 0, XR, 1, 1, 1, 0},
-		{3, 3, RW, 0, 0, 0, 0},	      {3, 3, CONF, 1, 1, 1, 0}, {3, 3, RW | A_DPL(3), 1, 1, 1, 1}, {0, 3, RW, 0, 0, 0, 0},
-		{0, 0, SEG_P | 2, 1, 1, 0, 0}, {0, 0, SEG_P | 0xb, 1, 1, 0, 0}, {0, 0, SEG_P | 0xc, 1, 0, 0, 0},
-		{0, 0, SEG_P | 0xe, 0, 0, 0, 0}, {0, 0, SEG_P | 5, 1, 0, 0, 0}, {0, 0, 2 /* not present */, 1, 1, 0, 0},
+		{0, 0, RW, 1, 1, 1, 1},
+		{0, 0, RO, 1, 1, 1, 0},
+		{0, 0, XO, 1, 1, 0, 0},
+		{0, 0, XR, 1, 1, 1, 0},
+		{3, 3, RW, 0, 0, 0, 0},
+		{3, 3, CONF, 1, 1, 1, 0},
+		{3, 3, RW | A_DPL(3), 1, 1, 1, 1},
+		{0, 3, RW, 0, 0, 0, 0},
+		{0, 0, SEG_P | 2, 1, 1, 0, 0},
+		{0, 0, SEG_P | 0xb, 1, 1, 0, 0},
+		{0, 0, SEG_P | 0xc, 1, 0, 0, 0},
+		{0, 0, SEG_P | 0xe, 0, 0, 0, 0},
+		{0, 0, SEG_P | 5, 1, 0, 0, 0},
+		{0, 0, 2 /* not present */, 1, 1, 0, 0},
 	};
 	struct rig *r = *state;
 
@@ -222,15 +243,18 @@ static void lar_lsl_verr(void **state)
 		r->v.s.gpr[R_BX] = r->v.s.gpr[R_CX] = 0xdeadbeef;
 		for (unsigned k = 0; k < 4; k++) {
 			r->v.s.rflags = FL_FIXED;
-			assert_true(k == 0 ? RUN(r, 0x0f, 0x02, 0xd8) : k == 1 ? RUN(r, 0x0f, 0x03, 0xc8)
-								      : k == 2 ? RUN(r, 0x0f, 0x00, 0xe0) : RUN(r, 0x0f, 0x00, 0xe8));
+			assert_true(k == 0   ? RUN(r, 0x0f, 0x02, 0xd8)
+				    : k == 1 ? RUN(r, 0x0f, 0x03, 0xc8)
+				    : k == 2 ? RUN(r, 0x0f, 0x00, 0xe0)
+					     : RUN(r, 0x0f, 0x00, 0xe8));
 			results[k] = r->v.s.rflags & FL_ZF;
 		}
 		assert_int_equal(results[0], c[i].lar);
 		assert_int_equal(results[1], c[i].lsl);
 		assert_int_equal(results[2], c[i].verr);
 		assert_int_equal(results[3], c[i].verw);
-		assert_int_equal(r->v.s.gpr[R_BX], c[i].lar ? ((c[i].attr & 0xff) << 8 | 0x800000 | 0x10000) : 0xdeadbeef);
+		assert_int_equal(r->v.s.gpr[R_BX],
+				 c[i].lar ? ((c[i].attr & 0xff) << 8 | 0x800000 | 0x10000) : 0xdeadbeef);
 		assert_int_equal(r->v.s.gpr[R_CX], c[i].lsl ? 0x12345fff : 0xdeadbeef);
 	}
 	r->v.s.gpr[R_AX] = 0xfff8; /* out of the table: no fault */
@@ -330,8 +354,10 @@ static void arpl_and_lgdt(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(loads), TEST(null_and_outside), TEST(fs_base_and_gdt_fault), TEST(real_mode), TEST(linear),
-					   TEST(linear_64), TEST(lar_lsl_verr), TEST(ldt_and_task), TEST(umip), TEST(arpl_and_lgdt)};
+	const struct CMUnitTest tests[] = {TEST(loads),	       TEST(null_and_outside), TEST(fs_base_and_gdt_fault),
+					   TEST(real_mode),    TEST(linear),	       TEST(linear_64),
+					   TEST(lar_lsl_verr), TEST(ldt_and_task),     TEST(umip),
+					   TEST(arpl_and_lgdt)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -104,11 +104,14 @@ struct host_frame {
 };
 
 /* ENTER of every level and LEAVE on the CPU itself, on a private stack. */
-#define HOST_ENTER(level) \
-	case level: \
-		__asm__ volatile("mov %%rsp, %%r12; mov %%rbp, %%r13; mov %2, %%rsp; mov %3, %%rbp; enter $0x28, $" #level \
-				 "; mov %%rsp, %0; mov %%rbp, %1; mov %%r12, %%rsp; mov %%r13, %%rbp" \
-				 : "=&r"(sp), "=&r"(bp) : "r"(top), "r"(frame) : "r12", "r13", "memory", "cc"); \
+#define HOST_ENTER(level)                                                                                              \
+	case level:                                                                                                    \
+		__asm__ volatile(                                                                                      \
+			"mov %%rsp, %%r12; mov %%rbp, %%r13; mov %2, %%rsp; mov %3, %%rbp; enter $0x28, $" #level      \
+			"; mov %%rsp, %0; mov %%rbp, %1; mov %%r12, %%rsp; mov %%r13, %%rbp"                           \
+			: "=&r"(sp), "=&r"(bp)                                                                         \
+			: "r"(top), "r"(frame)                                                                         \
+			: "r12", "r13", "memory", "cc");                                                               \
 		break;
 
 static void host_enter(struct host_frame *h, unsigned level, unsigned top_off, unsigned bp_off)
@@ -116,17 +119,14 @@ static void host_enter(struct host_frame *h, unsigned level, unsigned top_off, u
 	uint64_t sp = 0, bp = 0, top = (uintptr_t)h->mem + top_off, frame = (uintptr_t)h->mem + bp_off;
 
 	switch (level) {
-	HOST_ENTER(0) HOST_ENTER(1) HOST_ENTER(2) HOST_ENTER(3) HOST_ENTER(7) HOST_ENTER(31)
+		HOST_ENTER(0) HOST_ENTER(1) HOST_ENTER(2) HOST_ENTER(3) HOST_ENTER(7) HOST_ENTER(31)
 	}
 	h->rsp = sp - (uintptr_t)h->mem;
 	h->rbp = bp - (uintptr_t)h->mem;
 }
 
 /* Values on the stack that are addresses differ by where the stack lies. */
-static uint64_t relative(uint64_t value, uint64_t base)
-{
-	return value - base < 2048 ? value - base : value;
-}
+static uint64_t relative(uint64_t value, uint64_t base) { return value - base < 2048 ? value - base : value; }
 
 static void enter_vs_host(void **state)
 {
@@ -148,7 +148,8 @@ static void enter_vs_host(void **state)
 		assert_int_equal(r->v.s.gpr[R_SP] - 0x6000, h.rsp);
 		assert_int_equal(r->v.s.gpr[R_BP] - 0x6000, h.rbp);
 		for (unsigned j = 0; j < sizeof(h.mem); j += 8)
-			assert_int_equal(relative(get_le64(rig_mem(r, 0x6000 + j)), 0x6000), relative(get_le64(h.mem + j), (uintptr_t)h.mem));
+			assert_int_equal(relative(get_le64(rig_mem(r, 0x6000 + j)), 0x6000),
+					 relative(get_le64(h.mem + j), (uintptr_t)h.mem));
 		assert_true(RUN(r, 0xc9));
 		assert_int_equal(r->v.s.gpr[R_SP], 0x6000 + 800);
 		assert_int_equal(r->v.s.gpr[R_BP], 0x6000 + bp);
@@ -200,8 +201,9 @@ static void near_flow(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(push_sp_and_pop_memory), TEST(sixteen_bit_wrap), TEST(pusha_fault_writes_nothing),
-					   TEST(segments), TEST(enter_vs_host), TEST(near_flow)};
+	const struct CMUnitTest tests[] = {
+		TEST(push_sp_and_pop_memory), TEST(sixteen_bit_wrap), TEST(pusha_fault_writes_nothing), TEST(segments),
+		TEST(enter_vs_host),	      TEST(near_flow)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

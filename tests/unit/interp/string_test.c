@@ -1,4 +1,4 @@
-/* String instructions against the CPU's own, overlaps and directions included; page ends, faults, address-size wrap, MMIO. */
+/* String instructions against the CPU's own, overlaps included; page ends, faults, address-size wrap, MMIO, ports. */
 #include "fixture.h"
 
 #define AREA 0x20000 /* guest address of the bytes under test */
@@ -22,11 +22,15 @@ static unsigned encode(uint8_t *b, uint8_t rep, uint8_t op, unsigned size)
 }
 
 /* Both sides from the same state; everything must agree. src, dst are offsets in the area. */
-static void compare(struct rig *r, uint8_t rep, uint8_t op, unsigned size, unsigned src, unsigned dst, uint64_t count, uint64_t rax, bool down)
+static void compare(struct rig *r, uint8_t rep, uint8_t op, unsigned size, unsigned src, unsigned dst, uint64_t count,
+		    uint64_t rax, bool down)
 {
 	uint8_t bytes[8];
 	unsigned len = encode(bytes, rep, op, size);
-	struct host_regs h = {.rax = rax, .rcx = count, .rsi = (uintptr_t)host_area + src, .rdi = (uintptr_t)host_area + dst,
+	struct host_regs h = {.rax = rax,
+			      .rcx = count,
+			      .rsi = (uintptr_t)host_area + src,
+			      .rdi = (uintptr_t)host_area + dst,
 			      .rflags = down ? FL_DF : 0};
 
 	rig_long(r, 3);
@@ -78,7 +82,8 @@ static void random_runs(void **state)
 		fill(rnd() % 3 ? 2 : 256);
 		if (rnd() & 1) /* long equal runs */
 			memset(host_area + 0x800, 1, 0x1800);
-		compare(*state, rep, op, size, 0xd00 + rnd() % 0x600, 0xd00 + rnd() % 0x600, count, rnd() & 1 ? 0x0101010101010101 : rnd(), down);
+		compare(*state, rep, op, size, 0xd00 + rnd() % 0x600, 0xd00 + rnd() % 0x600, count,
+			rnd() & 1 ? 0x0101010101010101 : rnd(), down);
 	}
 }
 
@@ -298,8 +303,9 @@ static void ports(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(movs_overlap), TEST(random_runs), TEST(fault_in_the_middle), TEST(chunks_and_tf),
-					   TEST(address_size), TEST(segment_limit), TEST(mmio), TEST(xlat), TEST(ports)};
+	const struct CMUnitTest tests[] = {TEST(movs_overlap),	TEST(random_runs),  TEST(fault_in_the_middle),
+					   TEST(chunks_and_tf), TEST(address_size), TEST(segment_limit),
+					   TEST(mmio),		TEST(xlat),	    TEST(ports)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,8 +24,14 @@ static void cr0_rules(void **state)
 		uint64_t value;
 		bool ok;
 	} c[] = {
-		{CR0_PE | CR0_ET, true}, {CR0_PG, false}, {CR0_PE | CR0_NW, false}, {CR0_PE | CR0_CD | CR0_NW, true}, {CR0_PE | CR0_CD, true},
-		{CR0_PE | CR0_PG, true}, {0, true}, {CR0_PE | CR0_PG | CR0_WP | CR0_AM | CR0_NE | CR0_TS | CR0_EM | CR0_MP, true},
+		{CR0_PE | CR0_ET, true},
+		{CR0_PG, false},
+		{CR0_PE | CR0_NW, false},
+		{CR0_PE | CR0_CD | CR0_NW, true},
+		{CR0_PE | CR0_CD, true},
+		{CR0_PE | CR0_PG, true},
+		{0, true},
+		{CR0_PE | CR0_PG | CR0_WP | CR0_AM | CR0_NE | CR0_TS | CR0_EM | CR0_MP, true},
 	};
 	struct rig *r = *state;
 
@@ -152,10 +158,27 @@ static void only_ring_0(void **state)
 		uint8_t bytes[4];
 		unsigned len;
 	} c[] = {
-		{{0xf4}, 1}, {{0x0f, 0x06}, 2}, {{0x0f, 0x08}, 2}, {{0x0f, 0x09}, 2}, {{0x0f, 0x20, 0xc0}, 3}, {{0x0f, 0x22, 0xd8}, 3},
-		{{0x0f, 0x21, 0xc0}, 3}, {{0x0f, 0x23, 0xf8}, 3}, {{0x0f, 0x30}, 2}, {{0x0f, 0x32}, 2}, {{0x0f, 0x01, 0x17}, 3},
-		{{0x0f, 0x01, 0x1f}, 3}, {{0x0f, 0x01, 0x3f}, 3}, {{0x0f, 0x01, 0xf0}, 3}, {{0x0f, 0x01, 0xf8}, 3}, {{0x0f, 0x00, 0xd0}, 3},
-		{{0x0f, 0x00, 0xd8}, 3}, {{0xfa}, 1}, {{0xfb}, 1}, {{0xee}, 1}, {{0xec}, 1},
+		{{0xf4}, 1},
+		{{0x0f, 0x06}, 2},
+		{{0x0f, 0x08}, 2},
+		{{0x0f, 0x09}, 2},
+		{{0x0f, 0x20, 0xc0}, 3},
+		{{0x0f, 0x22, 0xd8}, 3},
+		{{0x0f, 0x21, 0xc0}, 3},
+		{{0x0f, 0x23, 0xf8}, 3},
+		{{0x0f, 0x30}, 2},
+		{{0x0f, 0x32}, 2},
+		{{0x0f, 0x01, 0x17}, 3},
+		{{0x0f, 0x01, 0x1f}, 3},
+		{{0x0f, 0x01, 0x3f}, 3},
+		{{0x0f, 0x01, 0xf0}, 3},
+		{{0x0f, 0x01, 0xf8}, 3},
+		{{0x0f, 0x00, 0xd0}, 3},
+		{{0x0f, 0x00, 0xd8}, 3},
+		{{0xfa}, 1},
+		{{0xfb}, 1},
+		{{0xee}, 1},
+		{{0xec}, 1},
 	};
 	struct rig *r = *state;
 
@@ -235,13 +258,20 @@ static void msr_rules(void **state)
 		uint64_t good, bad;
 		bool has_bad;
 	} c[] = {
-		{0xc0000100, 0x7fffffffffff, 0x800000000000, true}, {0xc0000101, 0xffff800000000000, 0x8000000000000000, true},
-		{0xc0000102, 1, 0x0001000000000000, true},	     {0xc0000082, 0xffffffff81000000, 0x8000000000000000, true},
-		{0xc0000084, 0x47700, BIT(32), true},		     {0x277, 0x0007040600070406, 2, true},
-		{0x277, 0x0007040600070406, 0x0800000000000000, true}, {0x2ff, 0xc06, 0x1000, true},
-		{0x200, 0x1006, 2, true},			     {0x201, 0xfff00800, 1, true},
-		{0x250, 0x0606060606060606, 0x0306060606060606, true}, {0x26f, 0x0505050505050505, 7, true},
-		{0x175, 0xffff800000001000, 0x8000000000000000, true}, {0x1a0, 0x850089, 0, false},
+		{0xc0000100, 0x7fffffffffff, 0x800000000000, true},
+		{0xc0000101, 0xffff800000000000, 0x8000000000000000, true},
+		{0xc0000102, 1, 0x0001000000000000, true},
+		{0xc0000082, 0xffffffff81000000, 0x8000000000000000, true},
+		{0xc0000084, 0x47700, BIT(32), true},
+		{0x277, 0x0007040600070406, 2, true},
+		{0x277, 0x0007040600070406, 0x0800000000000000, true},
+		{0x2ff, 0xc06, 0x1000, true},
+		{0x200, 0x1006, 2, true},
+		{0x201, 0xfff00800, 1, true},
+		{0x250, 0x0606060606060606, 0x0306060606060606, true},
+		{0x26f, 0x0505050505050505, 7, true},
+		{0x175, 0xffff800000001000, 0x8000000000000000, true},
+		{0x1a0, 0x850089, 0, false},
 		{0xc0000081, 0x23001000000000, 0, false},
 	};
 	struct rig *r = *state;
@@ -456,8 +486,10 @@ static void invalidations(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(cr0_rules), TEST(lmsw), TEST(long_mode), TEST(cr3_rules), TEST(pae_pdptes), TEST(only_ring_0), TEST(debug_registers),
-		TEST(tsc), TEST(msr_rules), TEST(msr_hostile), TEST(kvm_clock), TEST(hypercalls), TEST(small_ones), TEST(xcr0), TEST(invalidations),
+		TEST(cr0_rules),  TEST(lmsw),	     TEST(long_mode),	    TEST(cr3_rules),
+		TEST(pae_pdptes), TEST(only_ring_0), TEST(debug_registers), TEST(tsc),
+		TEST(msr_rules),  TEST(msr_hostile), TEST(kvm_clock),	    TEST(hypercalls),
+		TEST(small_ones), TEST(xcr0),	     TEST(invalidations),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

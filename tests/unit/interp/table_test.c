@@ -8,9 +8,12 @@ static void every_kind(void **state)
 	assert_false(interp_kind_known(INSN_KIND_COUNT));
 }
 
-#define SETCC(n, cc) \
-	case n: \
-		__asm__ volatile("sub $128, %%rsp; push %1; popf; set" cc " %0; lea 128(%%rsp), %%rsp" : "=q"(r) : "r"(f) : "cc", "memory"); \
+#define SETCC(n, cc)                                                                                                   \
+	case n:                                                                                                        \
+		__asm__ volatile("sub $128, %%rsp; push %1; popf; set" cc " %0; lea 128(%%rsp), %%rsp"                 \
+				 : "=q"(r)                                                                             \
+				 : "r"(f)                                                                              \
+				 : "cc", "memory");                                                                    \
 		break;
 
 static bool host_cc(uint64_t f, unsigned cc)
@@ -19,8 +22,10 @@ static bool host_cc(uint64_t f, unsigned cc)
 
 	f |= FL_FIXED | FL_IF;
 	switch (cc) {
-	SETCC(0, "o") SETCC(1, "no") SETCC(2, "b") SETCC(3, "ae") SETCC(4, "e") SETCC(5, "ne") SETCC(6, "be") SETCC(7, "a")
-	SETCC(8, "s") SETCC(9, "ns") SETCC(10, "p") SETCC(11, "np") SETCC(12, "l") SETCC(13, "ge") SETCC(14, "le") SETCC(15, "g")
+		SETCC(0, "o")
+		SETCC(1, "no") SETCC(2, "b") SETCC(3, "ae") SETCC(4, "e") SETCC(5, "ne") SETCC(6, "be") SETCC(7, "a")
+			SETCC(8, "s") SETCC(9, "ns") SETCC(10, "p") SETCC(11, "np") SETCC(12, "l") SETCC(13, "ge")
+				SETCC(14, "le") SETCC(15, "g")
 	}
 	return r;
 }

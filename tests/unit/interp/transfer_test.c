@@ -34,10 +34,20 @@ struct jump_case {
 static void direct(void **state)
 {
 	static const struct jump_case c[] = {
-		{0, 0, CODE_SEG, -1}, {0, 3, CODE_SEG, EXC_GP}, {3, 3, CODE_SEG, EXC_GP}, {3, 3, CODE_SEG | A_DPL(3), -1},
-		{3, 0, CODE_SEG | A_DPL(3), -1}, {0, 0, CODE_SEG | A_DPL(3), EXC_GP}, {3, 3, CONF_SEG, -1}, {0, 0, CONF_SEG | A_DPL(3), EXC_GP},
-		{0, 0, CODE_SEG & ~SEG_P, EXC_NP}, {0, 0, SEG_P | SEG_S | 2, EXC_GP}, {0, 0, SEG_P | 2, EXC_GP}, {0, 0, SEG_P | 0xe, EXC_GP},
-		{1, 1, CODE_SEG | A_DPL(1), -1}, {1, 0, CONF_SEG, -1},
+		{0, 0, CODE_SEG, -1},
+		{0, 3, CODE_SEG, EXC_GP},
+		{3, 3, CODE_SEG, EXC_GP},
+		{3, 3, CODE_SEG | A_DPL(3), -1},
+		{3, 0, CODE_SEG | A_DPL(3), -1},
+		{0, 0, CODE_SEG | A_DPL(3), EXC_GP},
+		{3, 3, CONF_SEG, -1},
+		{0, 0, CONF_SEG | A_DPL(3), EXC_GP},
+		{0, 0, CODE_SEG & ~SEG_P, EXC_NP},
+		{0, 0, SEG_P | SEG_S | 2, EXC_GP},
+		{0, 0, SEG_P | 2, EXC_GP},
+		{0, 0, SEG_P | 0xe, EXC_GP},
+		{1, 1, CODE_SEG | A_DPL(1), -1},
+		{1, 0, CONF_SEG, -1},
 	};
 	struct rig *r = *state;
 
@@ -150,7 +160,8 @@ static void long_mode_gate(void **state)
 	for (unsigned compat = 0; compat < 2; compat++) {
 		rig_long(r, 3);
 		if (compat)
-			r->v.s.seg[SEG_CS] = (struct cpu_seg){.sel = CODE3, .limit = UINT32_MAX, .attr = A_CODE | SEG_DB | SEG_G | A_DPL(3)};
+			r->v.s.seg[SEG_CS] = (struct cpu_seg){
+				.sel = CODE3, .limit = UINT32_MAX, .attr = A_CODE | SEG_DB | SEG_G | A_DPL(3)};
 		rig_gate(r, GDT + FREE, CODE0_64, 0x12345678, 0xc, 3, 5 /* ignored */);
 		put_le64(rig_mem(r, GDT + FREE + 8), 0xffff8000);
 		put_le32(rig_mem(r, 0x5000), 0);
@@ -284,7 +295,8 @@ static void syscall_sysret(void **state)
 		/* compatibility mode */
 		rig_long(r, 3);
 		r->v.s.cstar = 0x5555;
-		r->v.s.seg[SEG_CS] = (struct cpu_seg){.sel = CODE3, .limit = UINT32_MAX, .attr = A_CODE | SEG_DB | SEG_G | A_DPL(3)};
+		r->v.s.seg[SEG_CS] =
+			(struct cpu_seg){.sel = CODE3, .limit = UINT32_MAX, .attr = A_CODE | SEG_DB | SEG_G | A_DPL(3)};
 		assert_int_equal(RUN(r, 0x0f, 0x05), amd);
 		assert_int_equal(amd ? r->v.s.rip : 0x5555, 0x5555);
 		rig_long(r, 3);
@@ -335,8 +347,9 @@ static void sysenter_sysexit(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(real_far), TEST(direct), TEST(gate_to_inner), TEST(gate_286), TEST(gate_checks), TEST(long_mode_gate), TEST(mode_switch),
-		TEST(iret_to_16bit_stack), TEST(syscall_sysret), TEST(sysenter_sysexit),
+		TEST(real_far),	      TEST(direct),	      TEST(gate_to_inner), TEST(gate_286),
+		TEST(gate_checks),    TEST(long_mode_gate),   TEST(mode_switch),   TEST(iret_to_16bit_stack),
+		TEST(syscall_sysret), TEST(sysenter_sysexit),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

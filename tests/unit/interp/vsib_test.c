@@ -20,11 +20,12 @@ static void on_cpu(const uint8_t *bytes, unsigned len, uint8_t *after)
 	assert_ptr_not_equal(code, MAP_FAILED);
 	memcpy(code, bytes, len);
 	code[len] = 0xc3;
-	__asm__ volatile("sub $128, %%rsp; mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[keep]); xrstor64 (%[image]); call *%[code];"
+	__asm__ volatile("sub $128, %%rsp; mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[keep]); xrstor64 (%[image]); "
+			 "call *%[code];"
 			 "xsave64 (%[after]); xrstor64 (%[keep]); add $128, %%rsp"
 			 :
-			 : [keep] "r"(keep), [image] "r"(image), [after] "r"(after), [code] "r"(code), "S"(host_area + MIDDLE),
-			   "D"(host_area + MIDDLE)
+			 : [keep] "r"(keep), [image] "r"(image), [after] "r"(after), [code] "r"(code),
+			   "S"(host_area + MIDDLE), "D"(host_area + MIDDLE)
 			 : "rax", "rdx", "memory", "cc");
 	munmap(code, PAGE_SIZE);
 }
@@ -41,7 +42,8 @@ static unsigned encode(const struct vsib_case *c, uint8_t *b)
 
 	if (c->evex) {
 		b[n++] = 0x62;
-		b[n++] = ((c->dst & 8) ? 0 : 0x80) | ((c->index & 8) ? 0 : 0x40) | 0x20 | ((c->dst & 16) ? 0 : 0x10) | 2;
+		b[n++] =
+			((c->dst & 8) ? 0 : 0x80) | ((c->index & 8) ? 0 : 0x40) | 0x20 | ((c->dst & 16) ? 0 : 0x10) | 2;
 		b[n++] = (c->wide ? 0x80 : 0) | 0x7d;
 		b[n++] = c->l << 5 | ((c->index & 16) ? 0 : 8) | c->mask;
 	} else {
@@ -104,8 +106,14 @@ static struct vsib_case random_case(bool evex, bool scatter)
 	unsigned regs = evex ? 32 : 16;
 
 	do {
-		c = (struct vsib_case){.op = (scatter ? 0xa0 : 0x90) + rnd() % 4, .evex = evex, .wide = rnd() & 1, .l = rnd() % (evex ? 3 : 2),
-				       .dst = rnd() % regs, .index = rnd() % regs, .mask = evex ? 1 + rnd() % 7 : rnd() % 16, .scale = rnd() % 4};
+		c = (struct vsib_case){.op = (scatter ? 0xa0 : 0x90) + rnd() % 4,
+				       .evex = evex,
+				       .wide = rnd() & 1,
+				       .l = rnd() % (evex ? 3 : 2),
+				       .dst = rnd() % regs,
+				       .index = rnd() % regs,
+				       .mask = evex ? 1 + rnd() % 7 : rnd() % 16,
+				       .scale = rnd() % 4};
 	} while (c.dst == c.index || (!evex && (c.mask == c.dst || c.mask == c.index)));
 	return c;
 }
@@ -194,7 +202,10 @@ static void masked_stores(void **state)
 	static const struct {
 		uint8_t bytes[5];
 		unsigned len;
-	} c[] = {{{0x66, 0x0f, 0xf7, 0xca}, 4}, {{0x66, 0x45, 0x0f, 0xf7, 0xfe}, 5}, {{0xc5, 0xf9, 0xf7, 0xca}, 4}, {{0x0f, 0xf7, 0xca}, 3}};
+	} c[] = {{{0x66, 0x0f, 0xf7, 0xca}, 4},
+		 {{0x66, 0x45, 0x0f, 0xf7, 0xfe}, 5},
+		 {{0xc5, 0xf9, 0xf7, 0xca}, 4},
+		 {{0x0f, 0xf7, 0xca}, 3}};
 	struct rig *r = *state;
 
 	for (unsigned i = 0; i < 1000; i++) {
@@ -225,7 +236,8 @@ static void bit_strings(void **state)
 		uint8_t b[8];
 		unsigned n = 0, op = rnd() % 4, size = 2u << (rnd() % 3);
 		int64_t index = (int64_t)(rnd() % 60000) - 30000;
-		struct host_regs h = {.rcx = (uint64_t)index, .rsi = (uintptr_t)host_area + MIDDLE, .rflags = rnd() & FL_ARITH};
+		struct host_regs h = {
+			.rcx = (uint64_t)index, .rsi = (uintptr_t)host_area + MIDDLE, .rflags = rnd() & FL_ARITH};
 		struct vsib_case none = {0};
 
 		random_state(r, &none);
@@ -283,8 +295,8 @@ static void clzero(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(avx2_gathers), TEST(avx512), TEST(refused), TEST(masked_stores), TEST(bit_strings),
-					   TEST(bound), TEST(clzero)};
+	const struct CMUnitTest tests[] = {TEST(avx2_gathers), TEST(avx512), TEST(refused), TEST(masked_stores),
+					   TEST(bit_strings),  TEST(bound),  TEST(clzero)};
 	uint32_t a, b, c, d;
 
 	/* The CPU is the authority. */

@@ -12,15 +12,18 @@ static uint8_t image[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
 static uint8_t mine[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
 static uint8_t keep[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
 
-/* With the state of `image` loaded, run `insn` (operand in rdi, mask in edx:eax), store all state in `after`; ours is put back. */
-#define ON_CPU(name, insn) \
-	static void name(uint8_t *area, uint64_t mask, uint8_t *after) \
-	{ \
-		__asm__ volatile("mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[keep]); xrstor64 (%[image]); mov %[mask], %%rax; mov %[mask], %%rdx;" \
-				 "shr $32, %%rdx; " insn "; mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[after]); xrstor64 (%[keep])" \
-				 : \
-				 : [keep] "r"(keep), [image] "r"(image), [mask] "r"(mask), [after] "r"(after), "D"(area) \
-				 : "rax", "rdx", "memory", "cc"); \
+/* With the state of `image` loaded, run `insn` (operand in rdi, mask in edx:eax), store all state in `after`. */
+#define ON_CPU(name, insn)                                                                                             \
+	static void name(uint8_t *area, uint64_t mask, uint8_t *after)                                                 \
+	{                                                                                                              \
+		__asm__ volatile("mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[keep]); xrstor64 (%[image]); mov "        \
+				 "%[mask], %%rax; mov %[mask], %%rdx;"                                                 \
+				 "shr $32, %%rdx; " insn                                                               \
+				 "; mov $-1, %%eax; mov $-1, %%edx; xsave64 (%[after]); xrstor64 (%[keep])"            \
+				 :                                                                                     \
+				 : [keep] "r"(keep), [image] "r"(image), [mask] "r"(mask), [after] "r"(after),         \
+				   "D"(area)                                                                           \
+				 : "rax", "rdx", "memory", "cc");                                                      \
 	}
 ON_CPU(cpu_xsave, "xsave64 (%%rdi)")
 ON_CPU(cpu_xsaveopt, "xsaveopt64 (%%rdi)")
@@ -50,8 +53,8 @@ static void random_image(uint64_t xcr0)
 	for (unsigned i = 0; i < sizeof(image); i += 8)
 		put_le64(image + i, rnd());
 	memset(image + 416, 0, 160);
-	put_le16(image, 0x37f);				 /* FCW: everything masked */
-	put_le16(image + 2, rnd() & 0x7f7f & ~0x8080);	 /* FSW */
+	put_le16(image, 0x37f);			       /* FCW: everything masked */
+	put_le16(image + 2, rnd() & 0x7f7f & ~0x8080); /* FSW */
 	image[5] = 0;
 	put_le16(image + 6, 0);
 	memset(image + 8, 0, 16);
@@ -106,8 +109,9 @@ static void compare_store(struct rig *r, cpu_fn *cpu, const uint8_t *bytes, unsi
 	}
 }
 
-#define STORE(cpu, state_too, ...) \
-	compare_store(*state, cpu, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}), xcr0, state_too)
+#define STORE(cpu, state_too, ...)                                                                                     \
+	compare_store(*state, cpu, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}), xcr0,       \
+		      state_too)
 
 static void stores(void **state)
 {
@@ -142,7 +146,8 @@ static void compare_load(struct rig *r, cpu_fn *cpu, const uint8_t *bytes, unsig
 	assert_memory_equal(got, want, sizeof(want));
 }
 
-#define LOAD(cpu, ...) compare_load(r, cpu, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}), xcr0)
+#define LOAD(cpu, ...)                                                                                                 \
+	compare_load(r, cpu, (const uint8_t[]){__VA_ARGS__}, sizeof((const uint8_t[]){__VA_ARGS__}), xcr0)
 
 static void loads(void **state)
 {
@@ -190,8 +195,8 @@ static void header_checks(void **state)
 		uint64_t value;
 		bool compact;
 	} bad[] = {
-		{512, BIT(62), false}, {520, 1, false}, {528, 1, false}, {520, BIT(63) | BIT(62), true}, {512, 4, true}, {528, 1, true},
-		{536, 1, true}, {568, 1, true}, {24, BIT(31), false},
+		{512, BIT(62), false}, {520, 1, false}, {528, 1, false}, {520, BIT(63) | BIT(62), true}, {512, 4, true},
+		{528, 1, true},	       {536, 1, true},	{568, 1, true},	 {24, BIT(31), false},
 	};
 	for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
 		struct cpu_state before;
@@ -286,7 +291,8 @@ static void legacy_registers(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {TEST(stores), TEST(loads), TEST(header_checks), TEST(partial_page), TEST(legacy_registers)};
+	const struct CMUnitTest tests[] = {TEST(stores), TEST(loads), TEST(header_checks), TEST(partial_page),
+					   TEST(legacy_registers)};
 	uint32_t a, b, c, d;
 
 	/* The CPU is the authority: it needs the whole family. */

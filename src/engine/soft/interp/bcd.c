@@ -1,4 +1,4 @@
-/* Decimal adjustment and SALC (SDM vol. 2). Flags that the manual leaves undefined come out clear or from the result. */
+/* Decimal adjustment and SALC (SDM vol. 2). Undefined flags come out clear or from the result. */
 #include "engine/soft/interp/interp_int.h"
 
 static void set_al(struct vcpu *v, uint8_t al) { gpr_set(v, R_AX, 1, al); }
@@ -23,7 +23,8 @@ static bool finish(struct vcpu *v, const struct insn *in, uint8_t r, uint64_t ot
 static bool decimal(struct vcpu *v, const struct insn *in, bool subtract)
 {
 	uint8_t old = al_of(v), al = old;
-	bool cf = v->s.rflags & FL_CF, low = (old & 15) > 9 || (v->s.rflags & FL_AF), high = old > 0x99 || cf, borrow = false;
+	bool cf = v->s.rflags & FL_CF, low = (old & 15) > 9 || (v->s.rflags & FL_AF), high = old > 0x99 || cf,
+	     borrow = false;
 	uint64_t f = 0;
 
 	if (low) {

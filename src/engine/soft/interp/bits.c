@@ -8,10 +8,14 @@ enum bt_op { BT, BTS, BTR, BTC };
 static uint64_t bt_apply(enum bt_op op, uint64_t value, uint64_t bit)
 {
 	switch (op) {
-	case BTS: return value | bit;
-	case BTR: return value & ~bit;
-	case BTC: return value ^ bit;
-	default: return value;
+	case BTS:
+		return value | bit;
+	case BTR:
+		return value & ~bit;
+	case BTC:
+		return value ^ bit;
+	default:
+		return value;
 	}
 }
 
@@ -30,9 +34,10 @@ ROUTINE(bt_mem)
 {
 	unsigned size = in->osz;
 	enum bt_op op = in->op == 0xba ? in->reg & 3 : (in->op >> 3) & 3;
-	int64_t index = in->op == 0xba ? (in->imm & 0xff) & (8 * size - 1) :
-			size == 8 ? (int64_t)v->s.gpr[in->reg] :
-			size == 4 ? (int32_t)v->s.gpr[in->reg] : (int16_t)v->s.gpr[in->reg];
+	int64_t index = in->op == 0xba ? (in->imm & 0xff) & (8 * size - 1)
+			: size == 8    ? (int64_t)v->s.gpr[in->reg]
+			: size == 4    ? (int32_t)v->s.gpr[in->reg]
+				       : (int16_t)v->s.gpr[in->reg];
 	uint64_t off = insn_mem_offset(in, v->s.gpr, next_rip(v, in)), bit, value;
 	bool done = false;
 	gva_t la;

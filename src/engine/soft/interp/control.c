@@ -6,10 +6,7 @@
 #define CR0_DEFINED (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG)
 #define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_LA57)
 
-static uint64_t phys_reserved(const struct vcpu *v)
-{
-	return ~(BIT(v->cfg->cpuid->phys_bits) - 1);
-}
+static uint64_t phys_reserved(const struct vcpu *v) { return ~(BIT(v->cfg->cpuid->phys_bits) - 1); }
 
 /* PAE paging keeps the four PDPTEs in the CPU (SDM vol. 3, 4.4.1). */
 static bool load_pdptes(struct vcpu *v, uint64_t cr3)
@@ -58,7 +55,8 @@ static bool cr0_write(struct vcpu *v, uint64_t value)
 		return vcpu_raise_gp(v, 0);
 	if ((old ^ value) & CR0_PG)
 		efer = (value & CR0_PG) && (efer & EFER_LME) ? efer | EFER_LMA : efer & ~EFER_LMA;
-	if (pae_paging(value, v->s.cr4, efer) && ((old ^ value) & (CR0_PG | CR0_CD | CR0_NW)) && !load_pdptes(v, v->s.cr3))
+	if (pae_paging(value, v->s.cr4, efer) && ((old ^ value) & (CR0_PG | CR0_CD | CR0_NW)) &&
+	    !load_pdptes(v, v->s.cr3))
 		return false;
 	v->s.cr0 = value;
 	v->s.efer = efer;
@@ -103,7 +101,8 @@ static bool cr4_write(struct vcpu *v, uint64_t value)
 		return vcpu_raise_gp(v, 0);
 	if ((diff & value & CR4_PCIDE) && (!lm || (v->s.cr3 & 0xfff)))
 		return vcpu_raise_gp(v, 0);
-	if (pae_paging(v->s.cr0, value, v->s.efer) && (diff & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) && !load_pdptes(v, v->s.cr3))
+	if (pae_paging(v->s.cr0, value, v->s.efer) && (diff & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP)) &&
+	    !load_pdptes(v, v->s.cr3))
 		return false;
 	v->s.cr4 = value;
 	if (diff & CR4_PAGING)
@@ -145,11 +144,21 @@ ROUTINE(mov_r_cr)
 	if (!need_cpl0(v))
 		return false;
 	switch (in->reg) {
-	case 0: value = v->s.cr0; break;
-	case 2: value = v->s.cr2; break;
-	case 3: value = v->s.cr3; break;
-	case 4: value = v->s.cr4; break;
-	default: value = cr8_read(v); break;
+	case 0:
+		value = v->s.cr0;
+		break;
+	case 2:
+		value = v->s.cr2;
+		break;
+	case 3:
+		value = v->s.cr3;
+		break;
+	case 4:
+		value = v->s.cr4;
+		break;
+	default:
+		value = cr8_read(v);
+		break;
 	}
 	gpr_set(v, in->rm, size, value);
 	return retire(v, in);
@@ -165,11 +174,21 @@ ROUTINE(mov_cr_r)
 	if (!need_cpl0(v))
 		return false;
 	switch (in->reg) {
-	case 0: ok = cr0_write(v, value); break;
-	case 2: v->s.cr2 = value; break;
-	case 3: ok = cr3_write(v, value); break;
-	case 4: ok = cr4_write(v, value); break;
-	default: ok = cr8_write(v, value); break;
+	case 0:
+		ok = cr0_write(v, value);
+		break;
+	case 2:
+		v->s.cr2 = value;
+		break;
+	case 3:
+		ok = cr3_write(v, value);
+		break;
+	case 4:
+		ok = cr4_write(v, value);
+		break;
+	default:
+		ok = cr8_write(v, value);
+		break;
 	}
 	return ok && retire(v, in);
 }
@@ -280,9 +299,15 @@ ROUTINE(invpcid)
 			return vcpu_raise_gp(v, 0);
 		mmu_flush_page_pcid(v, d[1], d[0]);
 		break;
-	case 1: mmu_flush_pcid(v, d[0]); break;
-	case 2: mmu_flush_all(v); break;
-	case 3: mmu_flush_nonglobal(v); break;
+	case 1:
+		mmu_flush_pcid(v, d[0]);
+		break;
+	case 2:
+		mmu_flush_all(v);
+		break;
+	case 3:
+		mmu_flush_nonglobal(v);
+		break;
 	}
 	return retire(v, in);
 }

@@ -27,7 +27,8 @@ static bool deliver_real(struct vcpu *v, const struct event *ev)
 
 	if (ev->vector * 4u + 3 > v->s.idt.limit)
 		return gate_error(v, EXC_GP, ev);
-	if (!sys_read(v, v->s.idt.base + ev->vector * 4u, ivt, 4) || !frame_push(v, &v->s.seg[SEG_SS], false, &sp, &f, 0, 0))
+	if (!sys_read(v, v->s.idt.base + ev->vector * 4u, ivt, 4) ||
+	    !frame_push(v, &v->s.seg[SEG_SS], false, &sp, &f, 0, 0))
 		return false;
 	v->s.gpr[R_SP] = sp;
 	v->s.seg[SEG_CS].sel = get_le16(ivt + 2);
@@ -54,15 +55,19 @@ static bool read_gate(struct vcpu *v, const struct event *ev, struct idt_gate *g
 	if (!sys_read(v, v->s.idt.base + ev->vector * len, raw, len))
 		return false;
 	*g = (struct idt_gate){
-		.raw = raw[0], .sel = raw[0] >> 16, .type = (raw[0] >> 40) & 0x1f,
+		.raw = raw[0],
+		.sel = raw[0] >> 16,
+		.type = (raw[0] >> 40) & 0x1f,
 		.off = (raw[0] & 0xffff) | ((raw[0] >> 32) & 0xffff0000),
 	};
 	switch (g->type) {
-	case 6: case 7:
+	case 6:
+	case 7:
 		g->size = 2;
 		g->off &= 0xffff;
 		break;
-	case 14: case 15:
+	case 14:
+	case 15:
 		g->size = 4;
 		break;
 	}
@@ -81,7 +86,8 @@ static bool read_gate(struct vcpu *v, const struct event *ev, struct idt_gate *g
 }
 
 /* The handler's code segment and ring. */
-static bool handler_cs(struct vcpu *v, const struct event *ev, const struct idt_gate *g, struct cpu_seg *cs, unsigned *ring)
+static bool handler_cs(struct vcpu *v, const struct event *ev, const struct idt_gate *g, struct cpu_seg *cs,
+		       unsigned *ring)
 {
 	unsigned cpl = cpu_cpl(&v->s);
 	struct desc d;
@@ -105,7 +111,8 @@ static bool handler_cs(struct vcpu *v, const struct event *ev, const struct idt_
 	return true;
 }
 
-static void enter_handler(struct vcpu *v, const struct idt_gate *g, const struct cpu_seg *cs, const struct cpu_seg *ss, uint64_t sp)
+static void enter_handler(struct vcpu *v, const struct idt_gate *g, const struct cpu_seg *cs, const struct cpu_seg *ss,
+			  uint64_t sp)
 {
 	v->s.seg[SEG_CS] = *cs;
 	v->s.seg[SEG_SS] = *ss;
@@ -203,7 +210,11 @@ static enum exc_class exc_class(uint8_t vector)
 	switch (vector) {
 	case EXC_PF:
 		return PAGE_FAULT;
-	case EXC_DE: case EXC_TS: case EXC_NP: case EXC_SS: case EXC_GP:
+	case EXC_DE:
+	case EXC_TS:
+	case EXC_NP:
+	case EXC_SS:
+	case EXC_GP:
 		return CONTRIBUTORY;
 	default:
 		return BENIGN;
@@ -212,7 +223,10 @@ static enum exc_class exc_class(uint8_t vector)
 
 static struct event exception_event(const struct vcpu *v)
 {
-	struct event ev = {.vector = v->exc.vector, .has_error = v->exc.has_error, .error = v->exc.error, .ext = 1,
+	struct event ev = {.vector = v->exc.vector,
+			   .has_error = v->exc.has_error,
+			   .error = v->exc.error,
+			   .ext = 1,
 			   .rflags = v->s.rflags | FL_FIXED};
 
 	if (ev.vector != EXC_DB)
@@ -247,12 +261,14 @@ static void delivered(struct vcpu *v, uint8_t vector, bool exc)
 bool interp_deliver(struct vcpu *v, enum event_type type, uint8_t vector)
 {
 	bool exc = type == EVENT_EXCEPTION;
-	struct event ev = {.vector = vector, .soft = type == EVENT_SOFT_INT, .ext = type != EVENT_SOFT_INT,
+	struct event ev = {.vector = vector,
+			   .soft = type == EVENT_SOFT_INT,
+			   .ext = type != EVENT_SOFT_INT,
 			   .rflags = v->s.rflags | FL_FIXED};
 
 	if (exc)
 		ev = exception_event(v);
-	/* Each round either ends or moves on to a new fault; serial faults of benign kinds cannot go on for ever, but a guard costs nothing. */
+	/* Each round ends or meets a new fault, of which the third in a row shuts down: the bound is a guard. */
 	for (unsigned round = 0; round < 8; round++) {
 		if (attempt(v, &ev)) {
 			if (type == EVENT_NMI)
@@ -275,7 +291,8 @@ bool interp_deliver(struct vcpu *v, enum event_type type, uint8_t vector)
 
 static bool soft_interrupt(struct vcpu *v, const struct insn *in, uint8_t vector, bool check_dpl)
 {
-	struct event ev = {.vector = vector, .soft = check_dpl, .ext = !check_dpl, .rflags = (v->s.rflags | FL_FIXED) & ~FL_RF};
+	struct event ev = {
+		.vector = vector, .soft = check_dpl, .ext = !check_dpl, .rflags = (v->s.rflags | FL_FIXED) & ~FL_RF};
 	uint64_t rip = v->s.rip;
 
 	v->s.rip = next_rip(v, in);
@@ -296,7 +313,4 @@ ROUTINE(int)
 ROUTINE(int3) { return soft_interrupt(v, in, EXC_BP, true); }
 ROUTINE(int1) { return soft_interrupt(v, in, EXC_DB, false); }
 
-ROUTINE(into)
-{
-	return (v->s.rflags & FL_OF) ? soft_interrupt(v, in, EXC_OF, true) : retire(v, in);
-}
+ROUTINE(into) { return (v->s.rflags & FL_OF) ? soft_interrupt(v, in, EXC_OF, true) : retire(v, in); }

@@ -1,4 +1,4 @@
-/* Far transfers: JMP, CALL and RETF between segments, through call gates and between rings (SDM vol. 3, 5.8; APM vol. 2, 4.11). */
+/* Far JMP, CALL and RETF: segments, call gates, rings (SDM vol. 3, 5.8; APM vol. 2, 4.11). */
 #include "engine/soft/interp/interp_int.h"
 
 #include <string.h>
@@ -14,7 +14,7 @@ struct far_op {
 struct gate {
 	uint16_t sel;
 	uint64_t off;
-	unsigned size;   /* 2, 4, 8 */
+	unsigned size;	 /* 2, 4, 8 */
 	unsigned params; /* words of size bytes copied from the outer stack */
 };
 
@@ -260,7 +260,9 @@ static bool far_transfer(struct vcpu *v, const struct far_op *op)
 		if (!cpu_long_mode(&v->s))
 			return far_gate(v, op, &d);
 		break;
-	case 1: case 5: case 9:
+	case 1:
+	case 5:
+	case 9:
 		if (cpu_long_mode(&v->s))
 			break;
 		if (desc_dpl(&d) < cpu_cpl(&v->s) || desc_dpl(&d) < (op->sel & 3u))
@@ -274,8 +276,11 @@ static bool far_transfer(struct vcpu *v, const struct far_op *op)
 
 ROUTINE(far_ptr)
 {
-	struct far_op op = {.sel = in->imm2, .off = (uint64_t)in->imm & mask_bytes(in->osz), .osz = in->osz,
-			    .call = in->kind == INSN_CALL_FAR_PTR, .ret = next_rip(v, in)};
+	struct far_op op = {.sel = in->imm2,
+			    .off = (uint64_t)in->imm & mask_bytes(in->osz),
+			    .osz = in->osz,
+			    .call = in->kind == INSN_CALL_FAR_PTR,
+			    .ret = next_rip(v, in)};
 
 	return far_transfer(v, &op);
 }

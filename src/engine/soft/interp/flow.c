@@ -17,20 +17,11 @@ static bool branch(struct vcpu *v, uint64_t target, unsigned osz)
 	return true;
 }
 
-ROUTINE(jmp_rel)
-{
-	return branch(v, next_rip(v, in) + in->imm, in->osz);
-}
+ROUTINE(jmp_rel) { return branch(v, next_rip(v, in) + in->imm, in->osz); }
 
-ROUTINE(jcc)
-{
-	return interp_cc(v->s.rflags, in->cc) ? i_jmp_rel(v, in) : retire(v, in);
-}
+ROUTINE(jcc) { return interp_cc(v->s.rflags, in->cc) ? i_jmp_rel(v, in) : retire(v, in); }
 
-ROUTINE(jcxz)
-{
-	return gpr_get(v, R_CX, in->asz) ? retire(v, in) : i_jmp_rel(v, in);
-}
+ROUTINE(jcxz) { return gpr_get(v, R_CX, in->asz) ? retire(v, in) : i_jmp_rel(v, in); }
 
 ROUTINE(loop)
 {
@@ -52,10 +43,7 @@ static bool call(struct vcpu *v, const struct insn *in, uint64_t target)
 	return true;
 }
 
-ROUTINE(call_rel)
-{
-	return call(v, in, next_rip(v, in) + in->imm);
-}
+ROUTINE(call_rel) { return call(v, in, next_rip(v, in) + in->imm); }
 
 ROUTINE(call_ind)
 {

@@ -1,9 +1,9 @@
 /*
  * XSAVE family, FXSAVE and FXRSTOR on the vCPU's own XSAVE area (SDM vol. 1, 13; vol. 1, 10.5).
  *
- * s.xsave is in the standard format with the host's layout, which the CPUID table shows. A component whose XSTATE_BV bit
- * is clear is in its initial state whatever its bytes say; MXCSR and its mask are valid always.
- * x87 instruction and data pointers are written as zero: they may be addresses of translated code.
+ * s.xsave is in the standard format with the host's layout, which the CPUID table shows. A component whose XSTATE_BV
+ * bit is clear is in its initial state whatever its bytes say; MXCSR and its mask are valid always. x87 instruction and
+ * data pointers are written as zero: they may be addresses of translated code.
  */
 #include "engine/soft/interp/interp_int.h"
 
@@ -45,10 +45,7 @@ unsigned xs_offset(const struct vcpu *v, unsigned i, unsigned *size)
 static uint64_t bv_get(const struct vcpu *v) { return get_le64(v->s.xsave + XS_HEADER); }
 static void bv_set(struct vcpu *v, uint64_t bv) { put_le64(v->s.xsave + XS_HEADER, bv); }
 
-uint64_t xs_inuse(const struct vcpu *v)
-{
-	return bv_get(v) & v->s.xcr0;
-}
+uint64_t xs_inuse(const struct vcpu *v) { return bv_get(v) & v->s.xcr0; }
 
 static uint32_t mxcsr_mask(const struct vcpu *v)
 {
@@ -96,10 +93,7 @@ static unsigned visible_size(const struct vcpu *v, unsigned i, unsigned size)
 	return (BIT(i) & (XS_SSE | XS_AVX | XS_ZMM_HI256)) ? size / 2 : size;
 }
 
-static unsigned xmm_size(const struct vcpu *v)
-{
-	return visible_size(v, 1, XS_LEGACY_END - XS_XMM);
-}
+static unsigned xmm_size(const struct vcpu *v) { return visible_size(v, 1, XS_LEGACY_END - XS_XMM); }
 
 /* --- saving --- */
 
@@ -215,8 +209,8 @@ ROUTINE(xsave)
 	init_bytes(v, write & ~bv_get(v));
 	bv = (bv & ~rfbm) | (inuse & rfbm);
 	if (((write & XS_X87) && !put_x87(v, la)) || ((rfbm & (XS_SSE | XS_AVX)) && !put_mxcsr(v, la)) ||
-	    ((write & XS_SSE) && !put(v, la, XS_XMM, XS_XMM, xmm_size(v))) || !put_extended(v, la, rfbm, write, false) ||
-	    !mem_write(v, la + XS_HEADER, 8, bv, MMU_WRITE))
+	    ((write & XS_SSE) && !put(v, la, XS_XMM, XS_XMM, xmm_size(v))) ||
+	    !put_extended(v, la, rfbm, write, false) || !mem_write(v, la + XS_HEADER, 8, bv, MMU_WRITE))
 		return false;
 	return retire(v, in);
 }
@@ -342,7 +336,8 @@ ROUTINE(xrstor)
 	/* The end may lie beyond the segment. */
 	if (!op_linear(v, in, area_size(v, compact ? layout : rfbm & h[0], compact), false, &la))
 		return false;
-	if (!mmu_read(v, la, image, XS_LEGACY_END, MMU_READ) || !get_extended(v, la, layout, rfbm & h[0], compact, image))
+	if (!mmu_read(v, la, image, XS_LEGACY_END, MMU_READ) ||
+	    !get_extended(v, la, layout, rfbm & h[0], compact, image))
 		return false;
 	load_mxcsr = compact ? rfbm & XS_SSE : rfbm & (XS_SSE | XS_AVX);
 	if (!compact || (h[0] & XS_SSE))
@@ -357,10 +352,7 @@ ROUTINE(xrstor)
 
 /* --- FXSAVE, FXRSTOR --- */
 
-static bool fx_allowed(struct vcpu *v)
-{
-	return !(v->s.cr0 & (CR0_EM | CR0_TS)) || vcpu_raise(v, EXC_NM);
-}
+static bool fx_allowed(struct vcpu *v) { return !(v->s.cr0 & (CR0_EM | CR0_TS)) || vcpu_raise(v, EXC_NM); }
 
 ROUTINE(fxsave)
 {

@@ -11,6 +11,7 @@ static ROUTINE(lea)
 	return retire(v, in);
 }
 
+/* clang-format off */
 static bool (*const routine[INSN_KIND_COUNT])(struct vcpu *v, const struct insn *in) = {
 	[INSN_NATIVE] = i_ud, /* not the interpreter's; an escape to here must not run anything */
 	[INSN_NOP] = i_nop, [INSN_LEA] = i_lea,
@@ -45,30 +46,41 @@ static bool (*const routine[INSN_KIND_COUNT])(struct vcpu *v, const struct insn 
 	[INSN_DAA] = i_daa, [INSN_DAS] = i_das, [INSN_AAA] = i_aaa, [INSN_AAS] = i_aas, [INSN_AAM] = i_aam, [INSN_AAD] = i_aad,
 	[INSN_SALC] = i_salc,
 };
+/* clang-format on */
 
-bool interp_exec(struct vcpu *v, const struct insn *in)
-{
-	return routine[in->kind](v, in);
-}
+bool interp_exec(struct vcpu *v, const struct insn *in) { return routine[in->kind](v, in); }
 
-bool interp_kind_known(unsigned kind)
-{
-	return kind < INSN_KIND_COUNT && routine[kind];
-}
+bool interp_kind_known(unsigned kind) { return kind < INSN_KIND_COUNT && routine[kind]; }
 
 bool interp_cc(uint64_t f, unsigned cc)
 {
 	bool r, sf_ne_of = !!(f & FL_SF) != !!(f & FL_OF);
 
 	switch ((cc >> 1) & 7) {
-	case 0: r = f & FL_OF; break;
-	case 1: r = f & FL_CF; break;
-	case 2: r = f & FL_ZF; break;
-	case 3: r = f & (FL_CF | FL_ZF); break;
-	case 4: r = f & FL_SF; break;
-	case 5: r = f & FL_PF; break;
-	case 6: r = sf_ne_of; break;
-	default: r = sf_ne_of || (f & FL_ZF); break;
+	case 0:
+		r = f & FL_OF;
+		break;
+	case 1:
+		r = f & FL_CF;
+		break;
+	case 2:
+		r = f & FL_ZF;
+		break;
+	case 3:
+		r = f & (FL_CF | FL_ZF);
+		break;
+	case 4:
+		r = f & FL_SF;
+		break;
+	case 5:
+		r = f & FL_PF;
+		break;
+	case 6:
+		r = sf_ne_of;
+		break;
+	default:
+		r = sf_ne_of || (f & FL_ZF);
+		break;
 	}
 	return r != (cc & 1);
 }

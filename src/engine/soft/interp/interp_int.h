@@ -1,8 +1,8 @@
 /*
  * What the interpreter routines share among themselves. See interp.h for the contract towards the rest of the engine.
  *
- * Every routine is `bool f(v, in)`: true: done, s.rip is the next instruction; false: fault in v->exc (or v->fatal), nothing changed.
- * So that this holds, a routine first computes and checks, then writes memory, then registers.
+ * Every routine is `bool f(v, in)`: true: done, s.rip is the next instruction; false: fault in v->exc (or v->fatal),
+ * nothing changed. So that this holds, a routine first computes and checks, then writes memory, then registers.
  */
 #ifndef ENGINE_SOFT_INTERP_INT_H
 #define ENGINE_SOFT_INTERP_INT_H
@@ -49,21 +49,12 @@ static inline bool vendor_amd(const struct vcpu *v)
 	return ebx == 0x68747541 /* Auth(enticAMD) */ || ebx == 0x6f677948 /* Hygo(nGenuine) */;
 }
 
-static inline bool protected_not_v86(const struct vcpu *v)
-{
-	return (v->s.cr0 & CR0_PE) && !cpu_is_v86(&v->s);
-}
+static inline bool protected_not_v86(const struct vcpu *v) { return (v->s.cr0 & CR0_PE) && !cpu_is_v86(&v->s); }
 
-static inline unsigned iopl(const struct vcpu *v)
-{
-	return (v->s.rflags & FL_IOPL) >> FL_IOPL_SHIFT;
-}
+static inline unsigned iopl(const struct vcpu *v) { return (v->s.rflags & FL_IOPL) >> FL_IOPL_SHIFT; }
 
 /* #GP(0) unless at CPL 0. */
-static inline bool need_cpl0(struct vcpu *v)
-{
-	return cpu_cpl(&v->s) == 0 || vcpu_raise_gp(v, 0);
-}
+static inline bool need_cpl0(struct vcpu *v) { return cpu_cpl(&v->s) == 0 || vcpu_raise_gp(v, 0); }
 
 static inline bool fatal(struct vcpu *v, const char *why)
 {
@@ -150,9 +141,10 @@ struct frame {
 };
 
 static inline void frame_add(struct frame *f, uint64_t value) { f->val[f->n++] = value; }
-/* Push the slots, val[0] first, below *sp of stack ss; ss_error is the #SS error code. Memory changes wholly or not at all. */
-bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *sp, const struct frame *f, unsigned mmu_flags,
-		uint32_t ss_error);
+/* Push the slots, val[0] first, below *sp of stack ss; ss_error is the #SS error code. Memory changes wholly or not at
+ * all. */
+bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *sp, const struct frame *f,
+		unsigned mmu_flags, uint32_t ss_error);
 /* Pop f->n slots from the current stack at *sp. */
 bool frame_pop(struct vcpu *v, uint64_t *sp, struct frame *f);
 /* sp + delta in the stack's width, upper bits kept. */
@@ -166,7 +158,8 @@ bool branch_check(struct vcpu *v, uint64_t *target, unsigned osz);
 /* TSS fields for ring dpl. */
 bool tss_stack(struct vcpu *v, unsigned dpl, unsigned ext, uint16_t *ss, uint64_t *sp);
 bool tss_ist(struct vcpu *v, unsigned ist, unsigned ext, uint64_t *sp);
-/* RSP after a return: one to a 16-bit stack loads only SP, the upper half of the inner ring's ESP shows through, as on the CPU. */
+/* RSP after a return: one to a 16-bit stack loads only SP, the upper half of the inner ring's ESP shows through, as on
+ * the CPU. */
 uint64_t return_sp(const struct vcpu *v, uint64_t value, const struct cpu_seg *ss, unsigned osz, bool to64);
 bool inner_ss(struct vcpu *v, uint16_t sel, unsigned dpl, unsigned ext, struct cpu_seg *out);
 /* rflags after IRET or POPF of an image of osz bytes at CPL cpl. */
@@ -204,6 +197,7 @@ void xs_pkru_set(struct vcpu *v, uint32_t value);
 
 /* --- routines, by file --- */
 
+/* clang-format off */
 #define ROUTINE(name) bool i_##name(struct vcpu *v, const struct insn *in)
 
 /* flow.c */
@@ -236,5 +230,6 @@ ROUTINE(fnstenv); ROUTINE(fldenv); ROUTINE(fnsave); ROUTINE(frstor);
 /* bits.c, vsib.c, bcd.c */
 ROUTINE(bt_mem); ROUTINE(bound); ROUTINE(vsib);
 ROUTINE(daa); ROUTINE(das); ROUTINE(aaa); ROUTINE(aas); ROUTINE(aam); ROUTINE(aad); ROUTINE(salc);
+/* clang-format on */
 
 #endif

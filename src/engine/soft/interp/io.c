@@ -45,10 +45,7 @@ static void io_write(struct vcpu *v, uint16_t port, unsigned size, uint64_t valu
 	machine_unlock(v);
 }
 
-static unsigned io_size(const struct insn *in)
-{
-	return !(in->op & 1) ? 1 : in->osz == 2 ? 2 : 4;
-}
+static unsigned io_size(const struct insn *in) { return !(in->op & 1) ? 1 : in->osz == 2 ? 2 : 4; }
 
 ROUTINE(in)
 {
@@ -89,7 +86,8 @@ static bool one_out(struct vcpu *v, const struct insn *in, unsigned size)
 	uint64_t value;
 	gva_t la;
 
-	if (!seg_linear(v, seg, gpr_get(v, R_SI, in->asz), size, false, &la) || !mem_read(v, la, size, &value, MMU_READ))
+	if (!seg_linear(v, seg, gpr_get(v, R_SI, in->asz), size, false, &la) ||
+	    !mem_read(v, la, size, &value, MMU_READ))
 		return false;
 	io_write(v, v->s.gpr[R_DX], size, value);
 	return true;

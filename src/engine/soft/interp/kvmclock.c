@@ -1,8 +1,9 @@
 /*
  * KVM's paravirtual clock: time and wall-clock pages in guest RAM (the ABI that Linux documents as KVM_MSR, pvclock).
  *
- * Guest time is the guest's TSC as if the guest had never written it, scaled: a pure function of the host's TSC, so that all
- * vCPUs agree at any moment (the stable flag holds) and time goes on where it was after a snapshot, as the TSC does.
+ * Guest time is the guest's TSC as if the guest had never written it, scaled: a pure function of the host's TSC, so
+ * that all vCPUs agree at any moment (the stable flag holds) and time goes on where it was after a snapshot, as the TSC
+ * does.
  */
 #include "engine/soft/interp/interp_int.h"
 

@@ -1,16 +1,17 @@
 /*
- * Model-specific registers: one list. What is not in it is #GP (SDM vol. 4; APM vol. 2, appendix A; KVM's documented MSRs).
+ * Model-specific registers: one list. What is not in it is #GP (SDM vol. 4; APM vol. 2, appendix A; KVM's documented
+ * MSRs).
  */
 #include "engine/soft/interp/interp_int.h"
 
 #include <x86intrin.h>
 
 enum msr_kind {
-	MSR_FIELD,   /* arg: writable bits, others are #GP */
-	MSR_CANON,   /* a canonical address */
-	MSR_CONST,   /* reads as arg, writes are #GP */
-	MSR_DROP,    /* reads as arg, writes are dropped */
-	MSR_CALL,    /* functions */
+	MSR_FIELD, /* arg: writable bits, others are #GP */
+	MSR_CANON, /* a canonical address */
+	MSR_CONST, /* reads as arg, writes are #GP */
+	MSR_DROP,  /* reads as arg, writes are dropped */
+	MSR_CALL,  /* functions */
 };
 
 struct msr_def {
@@ -27,7 +28,7 @@ struct msr_def {
 #define MSR_EFER 0xc0000080
 #define MSR_APIC_BASE 0x1b
 #define HWCR_TSC_FREQ_SEL BIT(24) /* the TSC counts at a fixed rate */
-#define DE_CFG_LFENCE BIT(1)      /* LFENCE serializes */
+#define DE_CFG_LFENCE BIT(1)	  /* LFENCE serializes */
 #define MICROCODE_AMD 0x01000065
 #define MICROCODE_INTEL UINT64_C(0x100000000)
 
@@ -77,8 +78,8 @@ static bool has_kvm(const struct vcpu *v, uint32_t msr)
 	static const struct {
 		uint32_t msr;
 		unsigned bit;
-	} feature[] = {{0x11, 0}, {0x12, 0}, {0x4b564d00, 3}, {0x4b564d01, 3}, {0x4b564d02, 4}, {0x4b564d03, 5}, {0x4b564d04, 6},
-		       {0x4b564d05, 12}};
+	} feature[] = {{0x11, 0},	{0x12, 0},	 {0x4b564d00, 3}, {0x4b564d01, 3},
+		       {0x4b564d02, 4}, {0x4b564d03, 5}, {0x4b564d04, 6}, {0x4b564d05, 12}};
 
 	for (unsigned i = 0; i < ARRAY_LEN(feature); i++) {
 		if (feature[i].msr == msr)
@@ -319,12 +320,26 @@ static bool lapic_write(struct vcpu *v, uint32_t msr, uint64_t value)
 static bool kvm_read(struct vcpu *v, uint32_t msr, uint64_t *value)
 {
 	switch (msr) {
-	case 0x11: case 0x4b564d00: *value = v->s.kvm_wall_clock; break;
-	case 0x12: case 0x4b564d01: *value = v->s.kvm_system_time; break;
-	case 0x4b564d02: *value = v->s.kvm_async_pf; break;
-	case 0x4b564d03: *value = v->s.kvm_steal_time; break;
-	case 0x4b564d04: *value = v->s.kvm_pv_eoi; break;
-	default: *value = v->s.kvm_poll_control; break;
+	case 0x11:
+	case 0x4b564d00:
+		*value = v->s.kvm_wall_clock;
+		break;
+	case 0x12:
+	case 0x4b564d01:
+		*value = v->s.kvm_system_time;
+		break;
+	case 0x4b564d02:
+		*value = v->s.kvm_async_pf;
+		break;
+	case 0x4b564d03:
+		*value = v->s.kvm_steal_time;
+		break;
+	case 0x4b564d04:
+		*value = v->s.kvm_pv_eoi;
+		break;
+	default:
+		*value = v->s.kvm_poll_control;
+		break;
 	}
 	return true;
 }
@@ -332,24 +347,35 @@ static bool kvm_read(struct vcpu *v, uint32_t msr, uint64_t *value)
 static bool kvm_write(struct vcpu *v, uint32_t msr, uint64_t value)
 {
 	switch (msr) {
-	case 0x11: case 0x4b564d00:
+	case 0x11:
+	case 0x4b564d00:
 		v->s.kvm_wall_clock = value;
 		kvmclock_write_wall(v);
 		break;
-	case 0x12: case 0x4b564d01:
+	case 0x12:
+	case 0x4b564d01:
 		v->s.kvm_system_time = value;
 		kvmclock_update(v);
 		break;
-	case 0x4b564d02: v->s.kvm_async_pf = value; break;
-	case 0x4b564d03: v->s.kvm_steal_time = value; break;
-	case 0x4b564d04: v->s.kvm_pv_eoi = value; break;
-	default: v->s.kvm_poll_control = value; break;
+	case 0x4b564d02:
+		v->s.kvm_async_pf = value;
+		break;
+	case 0x4b564d03:
+		v->s.kvm_steal_time = value;
+		break;
+	case 0x4b564d04:
+		v->s.kvm_pv_eoi = value;
+		break;
+	default:
+		v->s.kvm_poll_control = value;
+		break;
 	}
 	return true;
 }
 
 /* --- the list --- */
 
+/* clang-format off */
 #define OFF(f) offsetof(struct cpu_state, f)
 #define FIELD(nr, f, bits) {nr, nr, MSR_FIELD, OFF(f), bits}
 #define CANON(nr, f) {nr, nr, MSR_CANON, OFF(f)}
@@ -431,6 +457,7 @@ static const struct msr_def msrs[] = {
 	CALL_IF(0x11, 0x12, kvm_read, kvm_write, has_kvm),                       /* WALL_CLOCK, SYSTEM_TIME */
 	CALL_IF(0x4b564d00, 0x4b564d05, kvm_read, kvm_write, has_kvm),
 };
+/* clang-format on */
 
 static const struct msr_def *find(const struct vcpu *v, uint32_t msr)
 {
@@ -450,10 +477,12 @@ bool msr_read(struct vcpu *v, uint32_t msr, uint64_t *value)
 	if (!d)
 		return false;
 	switch (d->kind) {
-	case MSR_FIELD: case MSR_CANON:
+	case MSR_FIELD:
+	case MSR_CANON:
 		*value = *field(v, d, msr);
 		return true;
-	case MSR_CONST: case MSR_DROP:
+	case MSR_CONST:
+	case MSR_DROP:
 		*value = d->arg;
 		return true;
 	case MSR_CALL:

@@ -3,10 +3,7 @@
 
 #include <string.h>
 
-static bool raise_limit(struct vcpu *v, unsigned seg)
-{
-	return vcpu_raise_err(v, seg == SEG_SS ? EXC_SS : EXC_GP, 0);
-}
+static bool raise_limit(struct vcpu *v, unsigned seg) { return vcpu_raise_err(v, seg == SEG_SS ? EXC_SS : EXC_GP, 0); }
 
 static bool limit_ok(const struct cpu_seg *sg, uint64_t off, unsigned len)
 {
@@ -86,14 +83,15 @@ void desc_to_seg(const struct desc *d, uint16_t sel, struct cpu_seg *out)
 
 struct cpu_seg seg_flat_code(uint16_t sel, unsigned dpl, bool is64)
 {
-	return (struct cpu_seg){.sel = sel, .limit = UINT32_MAX,
-		.attr = (is64 ? SEG_L : SEG_DB) | SEG_G | SEG_P | SEG_S | 0xb | dpl << SEG_DPL_SHIFT};
+	return (struct cpu_seg){.sel = sel,
+				.limit = UINT32_MAX,
+				.attr = (is64 ? SEG_L : SEG_DB) | SEG_G | SEG_P | SEG_S | 0xb | dpl << SEG_DPL_SHIFT};
 }
 
 struct cpu_seg seg_flat_stack(uint16_t sel, unsigned dpl)
 {
-	return (struct cpu_seg){.sel = sel, .limit = UINT32_MAX,
-		.attr = SEG_DB | SEG_G | SEG_P | SEG_S | 0x3 | dpl << SEG_DPL_SHIFT};
+	return (struct cpu_seg){
+		.sel = sel, .limit = UINT32_MAX, .attr = SEG_DB | SEG_G | SEG_P | SEG_S | 0x3 | dpl << SEG_DPL_SHIFT};
 }
 
 struct cpu_seg seg_v86(uint16_t sel)
@@ -194,7 +192,8 @@ bool seg_return_cs(struct vcpu *v, uint16_t sel, struct cpu_seg *out)
 		return vcpu_raise_gp(v, 0);
 	if (!desc_fetch(v, sel, EXC_GP, 0, &d))
 		return false;
-	if (!desc_is_code(&d) || rpl < cpu_cpl(&v->s) || (desc_conforming(&d) ? desc_dpl(&d) > rpl : desc_dpl(&d) != rpl))
+	if (!desc_is_code(&d) || rpl < cpu_cpl(&v->s) ||
+	    (desc_conforming(&d) ? desc_dpl(&d) > rpl : desc_dpl(&d) != rpl))
 		return raise_sel(v, EXC_GP, sel, 0);
 	if (cpu_long_mode(&v->s) && desc_l(&d) && desc_d(&d))
 		return raise_sel(v, EXC_GP, sel, 0);

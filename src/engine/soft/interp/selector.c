@@ -1,10 +1,11 @@
-/* Instructions about selectors and descriptor tables: LAR, LSL, VERR, VERW, ARPL, LLDT, LTR, SLDT, STR, LGDT, SGDT (SDM vol. 2). */
+/* Selectors and descriptor tables: LAR, LSL, VERR, VERW, ARPL, LLDT, LTR, SLDT, STR, LGDT, SGDT ... (SDM vol. 2). */
 #include "engine/soft/interp/interp_int.h"
 
 #include <string.h>
 
 /*
- * Look a selector up for LAR, LSL, VERR, VERW: a reason to refuse is found = false, not a fault. A page fault is (returns false).
+ * Look a selector up for LAR, LSL, VERR, VERW: a reason to refuse is found = false, not a fault. A page fault is
+ * (returns false).
  */
 static bool look_up(struct vcpu *v, uint16_t sel, struct desc *d, bool *found)
 {
@@ -102,7 +103,8 @@ ROUTINE(arpl)
 		return vcpu_raise_ud(v);
 	if (in->mod == 3) {
 		dst = gpr_get(v, in->rm, 2);
-	} else if (!op_linear(v, in, 2, true, &la) || !mmu_probe_write(v, la, 2, 0) || !mem_read(v, la, 2, &dst, MMU_READ)) {
+	} else if (!op_linear(v, in, 2, true, &la) || !mmu_probe_write(v, la, 2, 0) ||
+		   !mem_read(v, la, 2, &dst, MMU_READ)) {
 		return false;
 	}
 	if ((dst & 3) >= src)
@@ -131,10 +133,7 @@ static bool store_sel(struct vcpu *v, const struct insn *in, uint16_t sel)
 ROUTINE(sldt) { return store_sel(v, in, v->s.ldt.sel); }
 ROUTINE(str) { return store_sel(v, in, v->s.tr.sel); }
 
-ROUTINE(smsw)
-{
-	return umip_ok(v) && op_write(v, in, in->mod == 3 ? in->osz : 2, v->s.cr0) && retire(v, in);
-}
+ROUTINE(smsw) { return umip_ok(v) && op_write(v, in, in->mod == 3 ? in->osz : 2, v->s.cr0) && retire(v, in); }
 
 /* LLDT, LTR: fetch a system descriptor from the GDT, whole and with its 16-byte form's base in long mode. */
 static bool load_system(struct vcpu *v, uint16_t sel, struct desc *d, struct cpu_seg *out)
@@ -235,5 +234,6 @@ ROUTINE(sgdt)
 
 	put_le16(buf, dtr->limit);
 	put_le64(buf + 2, dtr->base);
-	return umip_ok(v) && op_linear(v, in, size, true, &la) && mmu_write(v, la, buf, size, MMU_WRITE) && retire(v, in);
+	return umip_ok(v) && op_linear(v, in, size, true, &la) && mmu_write(v, la, buf, size, MMU_WRITE) &&
+	       retire(v, in);
 }

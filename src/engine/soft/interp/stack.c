@@ -19,7 +19,8 @@ uint64_t stack_add(const struct vcpu *v, uint64_t sp, int64_t delta)
 	return sp_merge(sp, sp + delta, stack_mask(&v->s.seg[SEG_SS], cpu_is_64bit(&v->s)));
 }
 
-static bool stack_linear(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t off, unsigned len, uint32_t err, gva_t *la)
+static bool stack_linear(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t off, unsigned len, uint32_t err,
+			 gva_t *la)
 {
 	uint64_t last = off + len - 1;
 	bool down = protected_not_v86(v) && (ss->attr & 0xc) == 4;
@@ -30,7 +31,8 @@ static bool stack_linear(struct vcpu *v, const struct cpu_seg *ss, bool is64, ui
 		ok = cpu_canonical(off) && cpu_canonical(last);
 	} else {
 		*la = (uint32_t)(ss->base + off);
-		ok = down ? off > ss->limit && last <= ((ss->attr & SEG_DB) ? UINT32_MAX : UINT16_MAX) : last <= ss->limit;
+		ok = down ? off > ss->limit && last <= ((ss->attr & SEG_DB) ? UINT32_MAX : UINT16_MAX)
+			  : last <= ss->limit;
 		ok = ok && !((ss->attr & SEG_UNUSABLE) && protected_not_v86(v));
 	}
 	return ok || vcpu_raise_err(v, EXC_SS, err);
@@ -54,8 +56,8 @@ static bool push_wrapped(struct vcpu *v, const struct cpu_seg *ss, uint64_t sp, 
 	return true;
 }
 
-bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *sp, const struct frame *f, unsigned mmu_flags,
-		uint32_t ss_error)
+bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *sp, const struct frame *f,
+		unsigned mmu_flags, uint32_t ss_error)
 {
 	uint64_t mask = stack_mask(ss, is64);
 	unsigned total = f->n * f->size;
@@ -69,7 +71,8 @@ bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *s
 	} else {
 		for (unsigned i = 0; i < f->n; i++)
 			memcpy(buf + total - (i + 1) * f->size, &f->val[i], f->size);
-		if (!stack_linear(v, ss, is64, low, total, ss_error, &la) || !mmu_write(v, la, buf, total, MMU_WRITE | mmu_flags))
+		if (!stack_linear(v, ss, is64, low, total, ss_error, &la) ||
+		    !mmu_write(v, la, buf, total, MMU_WRITE | mmu_flags))
 			return false;
 	}
 	*sp = sp_merge(*sp, low, mask);
@@ -119,15 +122,9 @@ static bool pop_one(struct vcpu *v, unsigned size, uint64_t *sp, uint64_t *value
 	return true;
 }
 
-ROUTINE(push_r)
-{
-	return stack_push(v, in->osz, v->s.gpr[in->opreg]) && retire(v, in);
-}
+ROUTINE(push_r) { return stack_push(v, in->osz, v->s.gpr[in->opreg]) && retire(v, in); }
 
-ROUTINE(push_imm)
-{
-	return stack_push(v, in->osz, in->imm) && retire(v, in);
-}
+ROUTINE(push_imm) { return stack_push(v, in->osz, in->imm) && retire(v, in); }
 
 ROUTINE(push_m)
 {

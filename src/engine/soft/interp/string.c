@@ -1,6 +1,7 @@
 /*
- * String instructions (SDM vol. 1, 7.3.9; vol. 2: REP). Elements are done one by one in the architectural order; where a run of them
- * lies in one page of RAM on each side it is done on host memory at once, with the same result, overlaps included.
+ * String instructions (SDM vol. 1, 7.3.9; vol. 2: REP). Elements are done one by one in the architectural order; where
+ * a run of them lies in one page of RAM on each side it is done on host memory at once, with the same result, overlaps
+ * included.
  */
 #include "engine/soft/interp/interp_int.h"
 
@@ -21,7 +22,10 @@ struct str {
 
 static struct str str_of(const struct vcpu *v, const struct insn *in)
 {
-	return (struct str){.size = (in->op & 1) ? in->osz : 1, .asz = in->asz, .down = v->s.rflags & FL_DF, .rep = in->rep,
+	return (struct str){.size = (in->op & 1) ? in->osz : 1,
+			    .asz = in->asz,
+			    .down = v->s.rflags & FL_DF,
+			    .rep = in->rep,
 			    .repe = in->rep == 0xf3};
 }
 
@@ -40,16 +44,19 @@ static void advance(struct vcpu *v, const struct str *st, unsigned reg, uint64_t
 /* Elements, from the first, that neither leave la's page nor wrap the address size. 0: the first one itself crosses. */
 static uint64_t run_in_page(const struct str *st, const struct side *s)
 {
-	uint64_t in_page = s->la & (PAGE_SIZE - 1), room = mask_bytes(st->asz) - s->off; /* room: bytes after the first one */
+	uint64_t in_page = s->la & (PAGE_SIZE - 1),
+		 room = mask_bytes(st->asz) - s->off; /* room: bytes after the first one */
 
 	if (in_page + st->size > PAGE_SIZE || room < st->size - 1)
 		return 0;
 	if (st->down)
 		return min_u64(in_page, s->off) / st->size + 1;
-	return min_u64(PAGE_SIZE - in_page - 1, room) / st->size + ((min_u64(PAGE_SIZE - in_page - 1, room) % st->size) == st->size - 1);
+	return min_u64(PAGE_SIZE - in_page - 1, room) / st->size +
+	       ((min_u64(PAGE_SIZE - in_page - 1, room) % st->size) == st->size - 1);
 }
 
-/* Check the first element (may fault) and cut *n to what one host pointer can serve; *n = 0: do one by mmu_read/mmu_write. */
+/* Check the first element (may fault) and cut *n to what one host pointer can serve; *n = 0: do one by
+ * mmu_read/mmu_write. */
 static bool side_run(struct vcpu *v, const struct str *st, struct side *s, uint64_t *n)
 {
 	uint64_t run;
@@ -110,8 +117,9 @@ static void fill_run(uint8_t *dst, uint64_t value, uint64_t n, unsigned size)
 		memcpy(dst + i * size, &value, size);
 }
 
-/* A step does 1..max elements and says how many; *stop: the condition of REPE/REPNE ended it. Nothing is done when it faults. */
-typedef bool step_fn(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop);
+/* A step does 1..max elements and says how many, or faults and does none. *stop: REPE's or REPNE's condition ended it. */
+typedef bool step_fn(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		     bool *stop);
 
 /* The source is read before the destination's address is looked at: its fault comes first. */
 static bool both_sides(struct vcpu *v, const struct str *st, struct side *src, struct side *dst, uint64_t *n)
@@ -129,7 +137,8 @@ static bool both_sides(struct vcpu *v, const struct str *st, struct side *src, s
 	return false;
 }
 
-static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
+static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		      bool *stop)
 {
 	struct side src = source(in), dst = {.seg = SEG_ES, .reg = R_DI, .write = true};
 	uint8_t *from = NULL, *to = NULL;
@@ -143,7 +152,8 @@ static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *s
 		copy_run(to, from, n, st);
 	} else {
 		n = 1;
-		if (!mem_read(v, src.la, st->size, &value, MMU_READ) || !mem_write(v, dst.la, st->size, value, MMU_WRITE))
+		if (!mem_read(v, src.la, st->size, &value, MMU_READ) ||
+		    !mem_write(v, dst.la, st->size, value, MMU_WRITE))
 			return false;
 	}
 	advance(v, st, R_SI, n);
@@ -152,7 +162,8 @@ static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *s
 	return true;
 }
 
-static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
+static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		      bool *stop)
 {
 	struct side dst = {.seg = SEG_ES, .reg = R_DI, .write = true};
 	uint8_t *to = NULL;
@@ -174,7 +185,8 @@ static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *s
 	return true;
 }
 
-static bool lods_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
+static bool lods_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		      bool *stop)
 {
 	struct side src = source(in);
 	uint64_t n = 0, value;
@@ -214,7 +226,8 @@ static uint64_t load(const uint8_t *p, unsigned size)
 }
 
 /* Compare a run; b NULL compares with value. Returns how many elements were looked at. */
-static uint64_t compare_run(struct vcpu *v, const uint8_t *a, const uint8_t *b, uint64_t value, uint64_t n, const struct str *st, bool *stop)
+static uint64_t compare_run(struct vcpu *v, const uint8_t *a, const uint8_t *b, uint64_t value, uint64_t n,
+			    const struct str *st, bool *stop)
 {
 	uint64_t x = 0, y = value, i = 0;
 
@@ -233,7 +246,8 @@ static uint64_t compare_run(struct vcpu *v, const uint8_t *a, const uint8_t *b, 
 	return i;
 }
 
-static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
+static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		      bool *stop)
 {
 	struct side src = source(in), dst = {.seg = SEG_ES, .reg = R_DI};
 	uint8_t *a = NULL, *b = NULL;
@@ -258,7 +272,8 @@ static bool cmps_step(struct vcpu *v, const struct insn *in, const struct str *s
 	return true;
 }
 
-static bool scas_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done, bool *stop)
+static bool scas_step(struct vcpu *v, const struct insn *in, const struct str *st, uint64_t max, uint64_t *done,
+		      bool *stop)
 {
 	struct side dst = {.seg = SEG_ES, .reg = R_DI};
 	uint64_t n = max, x = gpr_get(v, R_AX, st->size), y;

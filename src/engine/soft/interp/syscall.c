@@ -1,4 +1,4 @@
-/* SYSCALL, SYSRET, SYSENTER, SYSEXIT: where Intel and AMD differ, the vendor of the CPUID table decides (SDM vol. 2; APM vol. 3). */
+/* SYSCALL, SYSRET, SYSENTER, SYSEXIT, as the vendor of the CPUID table has them (SDM vol. 2; APM vol. 3). */
 #include "engine/soft/interp/interp_int.h"
 
 #define SYSRET_FLAGS UINT64_C(0x3c7fd7)
@@ -37,7 +37,8 @@ ROUTINE(sysret)
 {
 	bool is64 = cpu_is_64bit(&v->s), lm = cpu_long_mode(&v->s), amd = vendor_amd(v), to64 = in->osz == 8;
 	uint16_t star = v->s.star >> 48;
-	struct cpu_seg cs = seg_flat_code(to64 ? (star + 16) | 3 : star | 3, 3, to64), ss = seg_flat_stack((star + 8) | 3, 3);
+	struct cpu_seg cs = seg_flat_code(to64 ? (star + 16) | 3 : star | 3, 3, to64),
+		       ss = seg_flat_stack((star + 8) | 3, 3);
 	uint64_t rip = to64 ? v->s.gpr[R_CX] : (uint32_t)v->s.gpr[R_CX];
 
 	if (!(v->s.efer & EFER_SCE) || !protected_not_v86(v) || (!is64 && !amd))

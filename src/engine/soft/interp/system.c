@@ -37,10 +37,7 @@ ROUTINE(sti)
 	return retire(v, in);
 }
 
-ROUTINE(wbinvd)
-{
-	return need_cpl0(v) && retire(v, in);
-}
+ROUTINE(wbinvd) { return need_cpl0(v) && retire(v, in); }
 
 ROUTINE(rdmsr)
 {
@@ -76,10 +73,7 @@ ROUTINE(rdpmc)
 	return retire(v, in);
 }
 
-static bool tsc_allowed(struct vcpu *v)
-{
-	return !(v->s.cr4 & CR4_TSD) || need_cpl0(v);
-}
+static bool tsc_allowed(struct vcpu *v) { return !(v->s.cr4 & CR4_TSD) || need_cpl0(v); }
 
 static void tsc_read(struct vcpu *v)
 {

@@ -1,6 +1,6 @@
 /*
- * Gathers and scatters (SDM vol. 2: VPGATHERDD ..., VPSCATTERDD ...). Elements go from the lowest up; a fault leaves the ones before it
- * done, with their mask elements cleared, so that the instruction can be restarted.
+ * Gathers and scatters (SDM vol. 2: VPGATHERDD ..., VPSCATTERDD ...). Elements go from the lowest up; a fault leaves
+ * the ones before it done, with their mask elements cleared, so that the instruction can be restarted.
  */
 #include "engine/soft/interp/interp_int.h"
 
@@ -22,7 +22,8 @@ static bool vsib_allowed(struct vcpu *v, const struct vsib *s, const struct insn
 	if (!protected_not_v86(v) || !(v->s.cr4 & CR4_OSXSAVE) || (~v->s.xcr0 & need))
 		return vcpu_raise_ud(v);
 	if (s->evex) {
-		if (!in->evex_aaa || in->evex_z || in->evex_b || in->vex_l > 2 || (!s->scatter && in->reg == (uint8_t)in->index))
+		if (!in->evex_aaa || in->evex_z || in->evex_b || in->vex_l > 2 ||
+		    (!s->scatter && in->reg == (uint8_t)in->index))
 			return vcpu_raise_ud(v);
 	} else if (in->reg == (uint8_t)in->index || in->reg == in->vvvv || in->vvvv == (uint8_t)in->index) {
 		return vcpu_raise_ud(v);

@@ -29,10 +29,7 @@ static void set_fsw(struct vcpu *v, uint16_t fsw)
 	x87_set(v, X87_FSW, fsw);
 }
 
-uint8_t *x87_mmx(struct vcpu *v, unsigned n)
-{
-	return v->s.xsave + X87_ST + 16 * ((n - x87_top(v)) & 7);
-}
+uint8_t *x87_mmx(struct vcpu *v, unsigned n) { return v->s.xsave + X87_ST + 16 * ((n - x87_top(v)) & 7); }
 
 void x87_enter_mmx(struct vcpu *v)
 {
@@ -74,7 +71,8 @@ static void update_es(struct vcpu *v)
 	x87_set(v, X87_FSW, pending ? fsw | FSW_ES | FSW_B : fsw & ~(FSW_ES | FSW_B));
 }
 
-/* Returns the length: 14 bytes for 16-bit operands, 28 otherwise. The opcode sits beside FCS, or in the real-mode form beside FIP's top. */
+/* Returns the length: 14 bytes for 16-bit operands, 28 otherwise. The opcode sits beside FCS, or in the real-mode form
+ * beside FIP's top. */
 static unsigned env_store(const struct vcpu *v, const struct insn *in, uint8_t *env)
 {
 	uint16_t fop = x87_get(v, X87_FOP) & 0x7ff, word[7] = {x87_get(v, X87_FCW), x87_get(v, X87_FSW), full_tags(v)};
