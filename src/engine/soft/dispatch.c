@@ -142,7 +142,13 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
 
 /* ---- the slow path: one instruction, driven from here ---- */
 
-/* #NM and #UD of an instruction that needs FPU or vector state. */
+/* An unmasked x87 exception waits (FSW.ES) and the instruction is one that reports it. */
+static bool x87_pending(const struct cpu_state *s, const struct insn *in)
+{
+	return in->x87_wait && (s->xsave[512] & 1) && (s->xsave[2] & 0x80);
+}
+
+/* #NM, #UD and #MF that come before an instruction's operands. */
 static bool check_unit(struct vcpu *v, const struct insn *in)
 {
 	const struct cpu_state *s = &v->s;
@@ -159,11 +165,15 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 	case UNIT_X87:
 		if (in->map == 0 && in->op == 0x9b && !in->has_modrm)
 			return (s->cr0 & (CR0_MP | CR0_TS)) != (CR0_MP | CR0_TS) || vcpu_raise(v, EXC_NM);
-		return !(s->cr0 & (CR0_EM | CR0_TS)) || vcpu_raise(v, EXC_NM);
+		if (s->cr0 & (CR0_EM | CR0_TS))
+			return vcpu_raise(v, EXC_NM);
+		return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
 	case UNIT_MMX:
 		if (s->cr0 & CR0_EM)
 			return vcpu_raise_ud(v);
-		break;
+		if (s->cr0 & CR0_TS)
+			return vcpu_raise(v, EXC_NM);
+		return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
 	case UNIT_SSE:
 		if ((s->cr0 & CR0_EM) || !(s->cr4 & CR4_OSFXSR))
 			return vcpu_raise_ud(v);
@@ -241,6 +251,17 @@ static bool step_masked(struct soft_vcpu *sv, const struct insn *in, const uint8
 	return true;
 }
 
+/* The operand has no linear address (v->exc says why): fine when all elements are masked off. */
+static bool step_nothing(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
+{
+	struct vcpu_exc exc = sv->v.exc;
+
+	if (run_step(sv, in, bytes, sv->masked_pages + PAGE_SIZE))
+		return true;
+	sv->v.exc = exc;
+	return false;
+}
+
 static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct vcpu *v = &sv->v;
@@ -256,7 +277,7 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1)))
 		return vcpu_raise_gp(v, 0);
 	if (!seg_linear(v, in->seg, off, size, write, &la))
-		return false;
+		return in->mem_masked && step_nothing(sv, in, bytes);
 	if ((sv->hflags & HF_ALIGN) && size <= 8 && (la & (size - 1)))
 		return vcpu_raise_err(v, EXC_AC, 0);
 	if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {

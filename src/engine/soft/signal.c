@@ -115,12 +115,16 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 	case FILL_OK:
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
 		return;
-	case FILL_FAULT:
-		leave(sv, uc, SX_FAULT, guest_pc);
+	case FILL_FAULT: /* a pending x87 exception comes first: the slow path looks */
+		leave(sv, uc, in.x87_wait ? SX_SLOW : SX_FAULT, guest_pc);
 		return;
-	default:
+	case FILL_MMIO:
 		note_slow_site(sv, b, guest_pc, false);
 		leave(sv, uc, SX_SLOW, guest_pc);
+		return;
+	case FILL_CODE: /* a store that happened to hit code, maybe of a shared memcpy: the site stays fast */
+		leave(sv, uc, SX_SLOW, guest_pc);
+		return;
 	}
 }
 

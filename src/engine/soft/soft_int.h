@@ -22,8 +22,8 @@
 
 /* Byte distances below GS; also used by entry.c. */
 #define VCPU_OFF 0x10000
-#define JC_ENTRIES 2048
-#define CTX_PRIV_SIZE 0x9000
+#define JC_ENTRIES 8192
+#define CTX_PRIV_SIZE 0x21000
 #define HOLE_SIZE 0x1000 /* PROT_NONE, between the private pages and the vCPU */
 #define CTX_OFF (VCPU_OFF + HOLE_SIZE + CTX_PRIV_SIZE)
 /* Alignment check: a load from here + 8 * (misaligned part of the address) succeeds for 0 and hits the hole otherwise. */
@@ -246,7 +246,7 @@ bool mmu_walk(struct vcpu *v, gva_t la, unsigned flags, struct walk *w);
 /* mmu/table.c: addend tables and contexts */
 bool table_init(struct soft_vcpu *sv, int vcpu_fd, struct error *err);
 void table_fini(struct soft_vcpu *sv);
-enum fill_result { FILL_OK, FILL_FAULT /* exception raised */, FILL_SLOW /* MMIO, translated code: use the slow path */ };
+enum fill_result { FILL_OK, FILL_FAULT /* exception raised */, FILL_MMIO, FILL_CODE /* translated code: use the slow path */ };
 /* Make the access to la fast if it can be. */
 enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write);
 /* addr lies in a table of this vCPU: fill that table page with poisons. False: not a table address. */

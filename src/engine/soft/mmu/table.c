@@ -214,10 +214,10 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write)
 	if (!mmu_walk(v, la, write ? MMU_WRITE : MMU_READ, &w))
 		return FILL_FAULT;
 	if (!ram_offset(e->cfg.ram, w.gpa & ~(PAGE_SIZE - 1), &off))
-		return FILL_SLOW;
+		return FILL_MMIO;
 	rw = w.writable && w.dirty;
 	if (write && e->watch[off >> PAGE_SHIFT])
-		return FILL_SLOW; /* translated code in the page: its protection catches the write again */
+		return FILL_CODE; /* translated code in the page: its protection catches the write again */
 	sv->stats.fills++;
 	tp = page_touch(sv, c, (uint32_t)(index >> 9));
 	tp->used = true;

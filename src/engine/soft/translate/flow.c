@@ -325,6 +325,24 @@ static bool stac_clac(struct trans *t, const struct insn *in)
 	return true;
 }
 
+/* MOV r, Sreg: the selector, zero-extended */
+static bool mov_from_seg(struct trans *t, const struct insn *in)
+{
+	unsigned to = in->rm, reg = to >= T2 && to <= T0 ? T0 : to;
+
+	if (in->mem != MEM_NONE || in->osz == 2)
+		return false;
+	e8(&t->e, 0x65); /* movzx reg32, word gs:[selector] */
+	if (reg > 7)
+		e8(&t->e, 0x44);
+	e8(&t->e, 0x0f);
+	e8(&t->e, 0xb7);
+	e_mem(&t->e, reg, -1, -1, 0, GS(v.s.seg) + (int32_t)(in->seg_reg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, sel)));
+	if (reg != to)
+		e_store_gs(&t->e, reg, GS_GPR((int)to));
+	return true;
+}
+
 static bool pushf(struct trans *t, const struct insn *in)
 {
 	struct emit *e = &t->e;
@@ -391,6 +409,8 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		return true;
 	case INSN_STI:
 		return sti(t);
+	case INSN_MOV_RM_SEG:
+		return mov_from_seg(t, in);
 	case INSN_STAC: case INSN_CLAC:
 		return stac_clac(t, in);
 	case INSN_PUSHF:
