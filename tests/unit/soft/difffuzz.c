@@ -549,8 +549,12 @@ static bool differs(const struct cpu_state *s, const struct rig_result *res)
 	for (unsigned i = 0; i < 8; i++)
 		if (memcmp(nx + 32 + 16 * i, sx + 32 + 16 * i, 10))
 			CHECK("st", get_le64(nx + 32 + 16 * i), get_le64(sx + 32 + 16 * i) ^ (get_le64(nx + 32 + 16 * i) == get_le64(sx + 32 + 16 * i)));
-	for (unsigned i = 160; i < 416; i += 8)
-		CHECK("xmm", get_le64(nx + i), get_le64(sx + i));
+	for (unsigned i = 160; i < 416; i += 8) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "xmm%u.%u", (i - 160) / 16, (i / 8) & 1);
+		CHECK(name, get_le64(nx + i), get_le64(sx + i));
+	}
 	for (unsigned i = ymm_off; i < ymm_off + 256; i += 8)
 		CHECK("ymm", get_le64(nx + i), get_le64(sx + i));
 	if (xmask & 0xe0) {
@@ -661,8 +665,10 @@ static bool one_case(void)
 	memcpy(s.xsave, t.start.xsave, XSAVE_AREA_SIZE);
 	res = rig_run(&rig, &s);
 	bad = differs(&s, &res);
-	if (bad)
+	if (bad) {
 		print_case(&t);
+		printf("  ends with vector %u error %x cr2 %lx\n", native_out.vector, native_out.error, (unsigned long)native_out.cr2);
+	}
 	for (unsigned off = 0, i = 0; i < t.n; i++) {
 		struct insn in;
 

@@ -85,6 +85,17 @@ static bool element(struct vcpu *v, const struct insn *in, struct vsib *s, unsig
 	return s->scatter ? mmu_write(v, la, data, s->elem, MMU_WRITE) : mmu_read(v, la, data, s->elem, MMU_READ);
 }
 
+/* The vector mask: all ones for what is left, zero for the rest, also when the first element faults. */
+static void mask_back(struct vcpu *v, const struct insn *in, struct vsib *s, uint64_t left)
+{
+	memset(s->mask, 0, sizeof(s->mask));
+	for (unsigned i = 0; i < s->count; i++) {
+		if (left & BIT(i))
+			memset(s->mask + i * s->elem, 0xff, s->elem);
+	}
+	xs_vector_set(v, in->vvvv, s->mask, s->data_len);
+}
+
 /* Write back what is done; all: the instruction is complete and the mask register becomes 0. */
 static void write_back(struct vcpu *v, const struct insn *in, struct vsib *s, uint64_t left)
 {
@@ -98,12 +109,7 @@ static void write_back(struct vcpu *v, const struct insn *in, struct vsib *s, ui
 		kmask_set(v, in->evex_aaa, left);
 		return;
 	}
-	memset(s->mask, 0, sizeof(s->mask));
-	for (unsigned i = 0; i < s->count; i++) {
-		if (left & BIT(i))
-			memset(s->mask + i * s->elem, 0xff, s->elem);
-	}
-	xs_vector_set(v, in->vvvv, s->mask, s->data_len);
+	mask_back(v, in, s, left);
 }
 
 ROUTINE(vsib)
@@ -126,6 +132,8 @@ ROUTINE(vsib)
 		if (!element(v, in, &s, i)) {
 			if (left != s.k)
 				write_back(v, in, &s, left);
+			else if (!s.evex)
+				mask_back(v, in, &s, left);
 			return false;
 		}
 		left &= ~BIT(i);
