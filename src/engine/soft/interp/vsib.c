@@ -85,15 +85,17 @@ static bool element(struct vcpu *v, const struct insn *in, struct vsib *s, unsig
 	return s->scatter ? mmu_write(v, la, data, s->elem, MMU_WRITE) : mmu_read(v, la, data, s->elem, MMU_READ);
 }
 
-/* The vector mask: all ones for what is left, zero for the rest, also when the first element faults. */
-static void mask_back(struct vcpu *v, const struct insn *in, struct vsib *s, uint64_t left)
+/* The vector mask after a fault of the first element: what was not set is zero now, the rest of the register stays (measured). */
+static void mask_touch(struct vcpu *v, const struct insn *in, const struct vsib *s)
 {
-	memset(s->mask, 0, sizeof(s->mask));
+	uint8_t reg[64];
+
+	xs_vector_get(v, in->vvvv, reg, sizeof(reg));
 	for (unsigned i = 0; i < s->count; i++) {
-		if (left & BIT(i))
-			memset(s->mask + i * s->elem, 0xff, s->elem);
+		if (!(s->k & BIT(i)))
+			memset(reg + i * s->elem, 0, s->elem);
 	}
-	xs_vector_set(v, in->vvvv, s->mask, s->data_len);
+	xs_vector_set(v, in->vvvv, reg, sizeof(reg));
 }
 
 /* Write back what is done; all: the instruction is complete and the mask register becomes 0. */
@@ -109,7 +111,12 @@ static void write_back(struct vcpu *v, const struct insn *in, struct vsib *s, ui
 		kmask_set(v, in->evex_aaa, left);
 		return;
 	}
-	mask_back(v, in, s, left);
+	memset(s->mask, 0, sizeof(s->mask));
+	for (unsigned i = 0; i < s->count; i++) {
+		if (left & BIT(i))
+			memset(s->mask + i * s->elem, 0xff, s->elem);
+	}
+	xs_vector_set(v, in->vvvv, s->mask, s->data_len);
 }
 
 ROUTINE(vsib)
@@ -133,7 +140,7 @@ ROUTINE(vsib)
 			if (left != s.k)
 				write_back(v, in, &s, left);
 			else if (!s.evex)
-				mask_back(v, in, &s, left);
+				mask_touch(v, in, &s);
 			return false;
 		}
 		left &= ~BIT(i);
