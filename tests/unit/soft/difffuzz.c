@@ -116,7 +116,8 @@ static void on_signal(int sig, siginfo_t *si, void *context)
 		native.gpr[i] = (uint64_t)g[greg[i]];
 	native.rip = (uint64_t)g[REG_RIP];
 	native.rflags = (uint64_t)g[REG_EFL];
-	memcpy(native.xsave, uc->uc_mcontext.fpregs, 2696);
+	/* its size is in the software-reserved bytes (struct _fpx_sw_bytes) */
+	memcpy(native.xsave, uc->uc_mcontext.fpregs, min_u64(get_le32((uint8_t *)uc->uc_mcontext.fpregs + 464 + 16), XSAVE_AREA_SIZE));
 	native_out.vector = (uint8_t)g[REG_TRAPNO];
 	native_out.error = (uint32_t)g[REG_ERR];
 	native_out.cr2 = native_out.vector == EXC_PF ? (uint64_t)g[REG_CR2] : 0;
