@@ -274,7 +274,8 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 
 	if (size > BOUNCE_SIZE)
 		return vcpu_raise_ud(v);
-	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1)))
+	/* MXCSR.MM set: the CPU decides, as the buffer below is aligned like the operand */
+	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1)) && !(get_le32(v->s.xsave + 24) & BIT(17)))
 		return vcpu_raise_gp(v, 0);
 	if (!seg_linear(v, in->seg, off, size, write, &la))
 		return in->mem_masked && step_nothing(sv, in, bytes);

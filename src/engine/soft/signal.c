@@ -19,6 +19,7 @@
 #define SS_AUTODISARM (1U << 31)
 #endif
 #define ALTSTACK_SIZE (128 * 1024)
+#define MAX_REFILLS 16
 
 /* The vCPU of this thread: signal handlers get no argument. */
 static _Thread_local struct soft_vcpu *this_vcpu;
@@ -96,6 +97,17 @@ static void note_slow_site(struct soft_vcpu *sv, struct block *b, uint64_t guest
 	block_kill(sv, b);
 }
 
+/* The same access was repaired again and again, and nothing came of it: no host state may make a loop of that. */
+static bool refilled_in_vain(struct soft_vcpu *sv, uint64_t insn_host, gva_t la)
+{
+	if (sv->refill.host != insn_host || sv->refill.la != la) {
+		sv->refill.host = insn_host;
+		sv->refill.la = la;
+		sv->refill.times = 0;
+	}
+	return ++sv->refill.times > MAX_REFILLS;
+}
+
 /* A data access of the guest instruction at guest_pc. */
 static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si, struct block *b, uint64_t guest_pc, uint64_t insn_host)
 {
@@ -104,6 +116,10 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 	struct insn in;
 	gva_t la;
 
+	if (atomic_load(&sv->requests)) { /* also: a device may have written the guest's code, and it no longer says what this is */
+		leave(sv, uc, SX_POLL, guest_pc);
+		return;
+	}
 	sv->v.s.rip = guest_pc;
 	if (!soft_fetch_insn(sv, &in, bytes) || !fault_address(sv, uc, &in, write, guest_pc + in.len, &la) || !cpu_canonical(la)) {
 		leave(sv, uc, SX_SLOW, guest_pc);
@@ -113,6 +129,10 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 		la = (la & ~(PAGE_SIZE - 1)) | ((uintptr_t)si->si_addr & (PAGE_SIZE - 1));
 	switch (table_fill(sv, la, write)) {
 	case FILL_OK:
+		if (refilled_in_vain(sv, insn_host, la)) {
+			leave(sv, uc, SX_SLOW, guest_pc);
+			return;
+		}
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
 		return;
 	case FILL_FAULT: /* a pending x87 exception comes first: the slow path looks */

@@ -177,10 +177,12 @@ struct soft_vcpu {
 	uint64_t slot_clock;
 	unsigned slot;
 	uint32_t next_gen;
+	uint32_t table_pages; /* touched, in all contexts */
 	uint32_t hflags;
 	bool hflags_stale;
 	uint8_t data_hits;     /* DR0-3 whose data breakpoint the current instruction hit */
 	bool stepping;         /* a step stub runs: guest pc is v.s.rip */
+	struct { uint64_t host; gva_t la; unsigned times; } refill; /* the last repaired access: see memory_fault */
 
 	/* Requests from other threads and signal handlers. */
 	atomic_uint requests; /* REQ_* */

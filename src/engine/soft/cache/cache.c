@@ -1,5 +1,6 @@
 #include "engine/soft/cache/cache_int.h"
 
+#include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,6 +15,13 @@ static void *reserve(size_t bytes)
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
+}
+
+static bool host_misaligned_sse(void)
+{
+	unsigned a, b, ecx, d;
+
+	return __get_cpuid(0x80000001, &a, &b, &ecx, &d) && (ecx & BIT(7));
 }
 
 struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *err)
@@ -49,6 +57,7 @@ struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *
 		error_hint(err, "memfd pages need PROT_EXEC: look for noexec policies (SELinux execmem, a memfd_noexec sysctl)");
 		return NULL;
 	}
+	c->misaligned_sse = host_misaligned_sse();
 	translate_prologues(c);
 	c->prologue_end = c->used;
 	return c;

@@ -45,6 +45,7 @@ struct code_cache {
 	uint32_t protected_pages;
 	uint8_t seen[SEEN_HASH / 8]; /* linear pages with code, hashed: false positives only cost a flush */
 	bool flush_wanted;
+	bool misaligned_sse; /* the host has MXCSR.MM: aligned SSE forms may be told not to fault */
 };
 
 #endif

@@ -9,7 +9,11 @@
 
 #include "engine/soft/mmu/mmu.h"
 
-/* A process that touches more table pages than this (2 MiB of linear addresses each) has its table started afresh. */
+/*
+ * When more table pages than this are touched (2 MiB of linear addresses each, all contexts together), all tables are started
+ * afresh. Each may split the reservation into two more mappings; with those of cache.c's MAX_PROTECTED they stay under the
+ * host's default limit of 65,530.
+ */
 #define MAX_TABLE_PAGES 8192
 
 static int64_t poison(const struct soft_vcpu *sv, uint64_t index)
@@ -117,6 +121,15 @@ static void ctx_reset_table(struct tlb_ctx *c)
 	memset(c->set, 0, c->set_size * sizeof(*c->set));
 }
 
+static void reset_all_tables(struct soft_vcpu *sv)
+{
+	for (unsigned s = 0; s < CTX_SLOTS; s++)
+		for (unsigned k = 0; k < CTX_KINDS; k++)
+			if (sv->ctxs[s][k].npages)
+				ctx_reset_table(&sv->ctxs[s][k]);
+	sv->table_pages = 0;
+}
+
 static bool set_grow(struct tlb_ctx *c)
 {
 	uint32_t size = c->set_size * 2, *set = calloc(size, sizeof(*set));
@@ -137,8 +150,8 @@ static struct table_page *page_touch(struct soft_vcpu *sv, struct tlb_ctx *c, ui
 
 	if (tp)
 		return tp;
-	if (c->npages >= MAX_TABLE_PAGES)
-		ctx_reset_table(c);
+	if (sv->table_pages >= MAX_TABLE_PAGES)
+		reset_all_tables(sv);
 	if (c->npages == c->cap) {
 		uint32_t cap = c->cap ? c->cap * 2 : 128;
 		struct table_page *pages = realloc(c->pages, cap * sizeof(*pages));
@@ -152,12 +165,13 @@ static struct table_page *page_touch(struct soft_vcpu *sv, struct tlb_ctx *c, ui
 		abort();
 	if (mprotect(entry_of(c, (uint64_t)number * TABLE_PAGE_ENTRIES), PAGE_SIZE, PROT_READ | PROT_WRITE)) {
 		/* too many mappings: start afresh, which leaves room */
-		ctx_reset_table(c);
+		reset_all_tables(sv);
 		if (mprotect(entry_of(c, (uint64_t)number * TABLE_PAGE_ENTRIES), PAGE_SIZE, PROT_READ | PROT_WRITE))
 			abort();
 	}
 	page_poison(sv, c, number);
 	sv->stats.table_pages++;
+	sv->table_pages++;
 	c->pages[c->npages] = (struct table_page){.number = number};
 	*set_slot(c, number) = ++c->npages;
 	return &c->pages[c->npages - 1];
@@ -174,14 +188,13 @@ bool table_touch(struct soft_vcpu *sv, uint64_t addr)
 	return true;
 }
 
-/* The addend for a RAM page, or the poison when it has to stay slow. */
-static int64_t addend(const struct soft_engine *e, gva_t la, gpa_t gpa, bool writable)
+/* Enter the addend of a RAM page; what is none keeps its poison and stays slow. */
+static void set_entry(const struct soft_engine *e, int64_t *entry, gva_t la, gpa_t gpa, bool writable)
 {
 	uint64_t off;
 
-	if (!ram_offset(e->cfg.ram, gpa, &off))
-		return 0;
-	return (int64_t)((uintptr_t)(writable ? e->ram_rw : e->ram_ro) + (off & ~(PAGE_SIZE - 1)) - (la & ~(PAGE_SIZE - 1)));
+	if (ram_offset(e->cfg.ram, gpa, &off))
+		*entry = (int64_t)((uintptr_t)(writable ? e->ram_rw : e->ram_ro) + (off & ~(PAGE_SIZE - 1)) - (la & ~(PAGE_SIZE - 1)));
 }
 
 /* The rest of a large page comes with it, as in a hardware TLB: one table page (2 MiB) at a time. */
@@ -192,12 +205,8 @@ static void fill_around(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, const
 	gpa_t gpa = align_down(w->gpa, 2 * MIB);
 	int64_t *e = entry_of(c, index);
 
-	for (unsigned i = 0; i < TABLE_PAGE_ENTRIES; i++) {
-		int64_t a = addend(sv->v.engine, start + i * PAGE_SIZE, gpa + i * PAGE_SIZE, writable);
-
-		if (a)
-			e[i] = a;
-	}
+	for (unsigned i = 0; i < TABLE_PAGE_ENTRIES; i++)
+		set_entry(sv->v.engine, &e[i], start + i * PAGE_SIZE, gpa + i * PAGE_SIZE, writable);
 	sv->stats.large_fills++;
 }
 
@@ -226,7 +235,7 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write)
 	if (w.shift >= 21)
 		fill_around(sv, c, la, &w, rw);
 	else
-		*entry_of(c, index) = addend(e, la, w.gpa, rw);
+		set_entry(e, entry_of(c, index), la, w.gpa, rw);
 	return FILL_OK;
 }
 

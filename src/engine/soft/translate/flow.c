@@ -1,15 +1,16 @@
 /*
  * Branches, stack instructions and the cheap critical ones, with their fast forms; and the exits of a block.
  *
- * Interrupt requests are seen at safepoints: a load through poll_ptr before every backward branch and in every indirect
- * one. Within a page, blocks are chained by plain jumps. A jump to another page goes through a thunk that compares the
- * generation of the context's code mappings, as the page may be mapped anew.
+ * Interrupt requests are seen at safepoints: a load through poll_ptr before every backward branch, in every indirect one,
+ * and where code runs on over the end of the address space to 0: so every loop has one. Within a page, blocks are
+ * chained by plain jumps. A jump to another page goes through a thunk that compares the generation of the context's
+ * code mappings, as the page may be mapped anew.
  */
 #include "engine/soft/translate/trans_int.h"
 
 #include <string.h>
 
-static void poll(struct trans *t)
+void trans_poll(struct trans *t)
 {
 	e_load_gs(&t->e, T1, GS(poll_ptr));
 	e_op_mem(&t->e, 0, 0x8b, T1, T1, -1, 0, 0);
@@ -161,7 +162,7 @@ static bool load_rm(struct trans *t, const struct insn *in, unsigned width)
 static void jump(struct trans *t, uint64_t target)
 {
 	if (target <= t->pc)
-		poll(t);
+		trans_poll(t);
 	trans_goto(t, target, e_jmp(&t->e));
 	t->ended = true;
 }
@@ -192,8 +193,8 @@ static void jcc(struct trans *t, const struct insn *in)
 {
 	uint64_t target = branch_target(t, in);
 
-	if (target <= t->pc)
-		poll(t);
+	if (target <= t->pc || t->next <= t->pc)
+		trans_poll(t);
 	trans_goto(t, target, e_jcc(&t->e, in->cc));
 	trans_goto(t, t->next, e_jmp(&t->e));
 	t->ended = true;
@@ -206,7 +207,7 @@ static bool loop_or_jcxz(struct trans *t, const struct insn *in)
 
 	if (in->asz == 2 || in->kind == INSN_LOOPE || in->kind == INSN_LOOPNE)
 		return false;
-	poll(t);
+	trans_poll(t);
 	if (in->kind == INSN_LOOP)
 		e_lea(&t->e, in->asz == 8, R_CX, R_CX, -1, 0, -1);
 	zero = e_jrcxz(&t->e, in->asz);
@@ -225,7 +226,7 @@ static bool call(struct trans *t, const struct insn *in, unsigned width)
 	if (in->kind == INSN_CALL_IND && !load_rm(t, in, width))
 		return false;
 	if (in->kind == INSN_CALL_REL && target <= t->pc)
-		poll(t);
+		trans_poll(t);
 	push_op(t, width, &op);
 	store_imm(t, width, (int64_t)t->next, &op);
 	add_sp(t, -(int32_t)width);

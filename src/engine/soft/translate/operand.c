@@ -53,7 +53,8 @@ static void check_crossing(struct trans *t, unsigned ea, unsigned size, bool ali
 	struct site *s = site_of(t->sv, t->gpa);
 	uint32_t ok;
 
-	if (size == 1 || aligned_insn) /* a misaligned operand of an aligned form is #GP by the CPU */
+	/* a misaligned operand of an aligned form is #GP by the CPU, but where MXCSR.MM may mask that (AMD APM vol. 2, 11.3.2) */
+	if (size == 1 || (aligned_insn && !t->c->misaligned_sse))
 		return;
 	if (!(s->gpa == t->gpa && s->misaligned)) {
 		e_pext(e, T2, ea, GS(mask_align) + 8 * (int32_t)log2_up(size));
@@ -71,23 +72,31 @@ static void check_crossing(struct trans *t, unsigned ea, unsigned size, bool ali
 	e_mov(e, R_CX, T2);
 }
 
-/* T1 = addend of the page of ea */
-static void look_up(struct trans *t, unsigned ea)
+/* to = addend of the page of ea */
+static void look_up(struct trans *t, unsigned to, unsigned ea)
 {
-	e_pext(&t->e, T1, ea, GS(mask_page));
-	e_load_gs_index(&t->e, T1, T1, 0);
+	e_pext(&t->e, to, ea, GS(mask_page));
+	e_load_gs_index(&t->e, to, to, 0);
 }
 
 void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op)
 {
-	unsigned ea = reg;
-
-	if (disp) {
-		e_lea(&t->e, t->mode == MODE_64, T1, (int)reg, -1, 0, disp);
-		ea = T1;
+	if (t->mode != MODE_64) {
+		/* the address itself, cut to 32 bits, is the base: it may wrap, and the register's upper half may hold anything */
+		e_lea(&t->e, false, T1, (int)reg, -1, 0, disp);
+		check_crossing(t, T1, size, false);
+		look_up(t, T2, T1);
+		*op = (struct operand){.base = T1, .index = T2};
+		return;
 	}
-	check_crossing(t, ea, size, false);
-	look_up(t, ea);
+	if (disp) {
+		e_lea(&t->e, true, T1, (int)reg, -1, 0, disp);
+		check_crossing(t, T1, size, false);
+		look_up(t, T1, T1);
+	} else {
+		check_crossing(t, reg, size, false);
+		look_up(t, T1, reg);
+	}
 	*op = (struct operand){.base = (int)reg, .index = T1, .disp = disp};
 }
 
@@ -147,7 +156,7 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 			ea = T1;
 		}
 		check_crossing(t, ea, in->mem_size, in->mem_aligned);
-		look_up(t, ea);
+		look_up(t, T1, ea);
 		*op = (struct operand){.base = in->base, .index = T1, .disp = (int32_t)in->disp, .free0 = T0, .free1 = T2};
 		return;
 	}
@@ -157,7 +166,7 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 		e_lea(e, t->mode == MODE_64, T0, T0, T1, 0, 0);
 	}
 	check_crossing(t, T0, in->mem_size, in->mem_aligned);
-	look_up(t, T0);
+	look_up(t, T1, T0);
 	*op = (struct operand){.base = T0, .index = T1, .free0 = T2, .free1 = 0xff};
 }
 

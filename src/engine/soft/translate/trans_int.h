@@ -47,7 +47,7 @@ struct operand {
 bool trans_mem_is_fast(const struct trans *t, const struct insn *in);
 /* Emits address computation, alignment check and table look-up for the instruction's memory operand, or for [ea_reg + disp] when in is NULL. */
 void trans_operand(struct trans *t, const struct insn *in, struct operand *op);
-/* The same for a stack slot: address register `reg` (rsp, rbp or T0), offset disp, size bytes. Uses T1, checks with T2. */
+/* The same for a stack slot: address register `reg` (rsp or rbp), offset disp, size bytes. Uses T1 and T2; T2 is free again in 64-bit mode. */
 void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op);
 /* Re-encode a native instruction; op NULL when it has no memory operand. bytes are the guest's. */
 void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op);
@@ -58,6 +58,7 @@ unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch);
 
 /* flow.c: true when the instruction was translated, false: leave it to the slow path */
 bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes);
+void trans_poll(struct trans *t); /* safepoint */
 void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at); /* make a link for the branch at rel32_at */
 void trans_slow_exit(struct trans *t);
 void trans_finish(struct trans *t); /* out-of-line parts */

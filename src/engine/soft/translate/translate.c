@@ -112,6 +112,8 @@ static void fall_through(struct trans *t)
 		e_mov_imm(&t->e, T0, t->pc);
 		e_jmp_to(&t->e, t->c->exit_lookup);
 	} else {
+		if (t->pc <= t->b->pc)
+			trans_poll(t);
 		trans_goto(t, t->pc, e_jmp(&t->e));
 	}
 }
