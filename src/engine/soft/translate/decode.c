@@ -484,6 +484,9 @@ static bool decode_details(struct decoder *s)
 	case INSN_MOV_CR_R:
 		return in->reg < 16 && ((BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(8)) & BIT(in->reg));
 	case INSN_MOV_R_DR: case INSN_MOV_DR_R: return in->reg < 8;
+	case INSN_BT_MEM: /* only a memory operand is a bit string */
+		in->kind = in->mod == 3 ? INSN_NATIVE : INSN_BT_MEM;
+		return true;
 	default: return true;
 	}
 }
