@@ -10,10 +10,16 @@
 #define MAX_PROTECTED 16000
 #define SPARE_LIMIT 16
 
+/* Zeroed memory, touched lazily. A memfd, so that /proc/PID/smaps tells the cache's index from the rest of the VMM. */
 static void *reserve(size_t bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int fd = memfd_create("doppel-code-index", MFD_CLOEXEC);
+	void *p = MAP_FAILED;
 
+	if (fd >= 0 && !ftruncate(fd, (off_t)bytes))
+		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (fd >= 0)
+		close(fd);
 	return p == MAP_FAILED ? NULL : p;
 }
 
