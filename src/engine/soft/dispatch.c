@@ -265,7 +265,7 @@ static bool step_nothing(struct soft_vcpu *sv, const struct insn *in, const uint
 static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct vcpu *v = &sv->v;
-	bool write = in->mem != MEM_READ, masked = in->mem_masked || in->kind == INSN_MASKMOV;
+	bool write = in->mem != MEM_READ, keeps = in->mem_masked || in->kind == INSN_MASKMOV || in->unit == UNIT_X87 /* an unmasked exception stores nothing */;
 	unsigned size, flags = write ? MMU_WRITE : MMU_READ;
 	uint64_t off = operand_offset(v, in, &size);
 	uint8_t *bounce;
@@ -293,7 +293,7 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 		return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
 	if (!write && in->mem_masked && !mmu_read(v, la, bounce, size, MMU_READ))
 		return step_masked(sv, in, bytes, la, size);
-	if ((in->mem != MEM_WRITE || masked) && !mmu_read(v, la, bounce, size, MMU_READ))
+	if ((in->mem != MEM_WRITE || keeps) && !mmu_read(v, la, bounce, size, MMU_READ))
 		return false;
 	if (!run_step(sv, in, bytes, bounce))
 		return false;

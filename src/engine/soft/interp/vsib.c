@@ -85,21 +85,30 @@ static bool element(struct vcpu *v, const struct insn *in, struct vsib *s, unsig
 	return s->scatter ? mmu_write(v, la, data, s->elem, MMU_WRITE) : mmu_read(v, la, data, s->elem, MMU_READ);
 }
 
-/* The vector mask after a fault of the first element: what was not set is zero now, the rest of the register stays (measured). */
-static void mask_touch(struct vcpu *v, const struct insn *in, const struct vsib *s)
+/*
+ * Element i faults: the elements before it are done, their mask is 0; the rest of both registers stays as it was (measured:
+ * the vector mask is cleared in passing, also where it was not set).
+ */
+static void suspend(struct vcpu *v, const struct insn *in, const struct vsib *s, unsigned i, uint64_t left)
 {
 	uint8_t reg[64];
 
-	xs_vector_get(v, in->vvvv, reg, sizeof(reg));
-	for (unsigned i = 0; i < s->count; i++) {
-		if (!(s->k & BIT(i)))
-			memset(reg + i * s->elem, 0, s->elem);
+	if (!s->scatter) {
+		xs_vector_get(v, in->reg, reg, sizeof(reg));
+		memcpy(reg, s->data, i * s->elem);
+		xs_vector_set(v, in->reg, reg, sizeof(reg));
 	}
+	if (s->evex) {
+		kmask_set(v, in->evex_aaa, left);
+		return;
+	}
+	xs_vector_get(v, in->vvvv, reg, sizeof(reg));
+	memset(reg, 0, i * s->elem);
 	xs_vector_set(v, in->vvvv, reg, sizeof(reg));
 }
 
-/* Write back what is done; all: the instruction is complete and the mask register becomes 0. */
-static void write_back(struct vcpu *v, const struct insn *in, struct vsib *s, uint64_t left)
+/* All elements are done: the mask register becomes 0, and what lies above the data. */
+static void complete(struct vcpu *v, const struct insn *in, struct vsib *s)
 {
 	unsigned len = s->count * s->elem;
 
@@ -108,14 +117,10 @@ static void write_back(struct vcpu *v, const struct insn *in, struct vsib *s, ui
 		xs_vector_set(v, in->reg, s->data, s->data_len);
 	}
 	if (s->evex) {
-		kmask_set(v, in->evex_aaa, left);
+		kmask_set(v, in->evex_aaa, 0);
 		return;
 	}
 	memset(s->mask, 0, sizeof(s->mask));
-	for (unsigned i = 0; i < s->count; i++) {
-		if (left & BIT(i))
-			memset(s->mask + i * s->elem, 0xff, s->elem);
-	}
 	xs_vector_set(v, in->vvvv, s->mask, s->data_len);
 }
 
@@ -137,14 +142,11 @@ ROUTINE(vsib)
 		if (!(left & BIT(i)))
 			continue;
 		if (!element(v, in, &s, i)) {
-			if (left != s.k)
-				write_back(v, in, &s, left);
-			else if (!s.evex)
-				mask_touch(v, in, &s);
+			suspend(v, in, &s, i, left);
 			return false;
 		}
 		left &= ~BIT(i);
 	}
-	write_back(v, in, &s, 0);
+	complete(v, in, &s);
 	return retire(v, in);
 }
