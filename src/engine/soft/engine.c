@@ -20,7 +20,7 @@ _Static_assert(JC_ENTRIES * 16 + 8 <= CTX_PRIV_SIZE - 64, "jump cache, generatio
 
 static struct soft_engine *soft_engine(struct engine *e) { return (struct soft_engine *)e; }
 
-static bool host_ok(struct error *err)
+bool soft_host_ok(struct error *err)
 {
 	if (!__builtin_cpu_supports("bmi2")) {
 		error_set(err, "soft engine: this CPU has no BMI2");
@@ -54,6 +54,8 @@ static void fill_constants(struct soft_vcpu *sv)
 	sv->mask_sys = FL_TF | FL_IF | FL_DF | FL_IOPL | FL_NT | FL_AC | FL_VIF | FL_VIP | FL_ID;
 	sv->mask_ff00 = 0xff00;
 	sv->mask_of = FL_OF;
+	sv->mask_df = FL_DF;
+	sv->mask_count = ~UINT64_C(1023);
 	sv->exit_fn = (uintptr_t)soft_exit;
 	sv->exit_signal_fn = (uintptr_t)soft_exit_signal;
 	sv->xsave_mask = sv->v.cfg->cpuid->xcr0_allowed & host_xcr0();
@@ -63,7 +65,7 @@ static void fill_constants(struct soft_vcpu *sv)
 	sv->gen_global = ++sv->next_gen;
 }
 
-static struct soft_vcpu *vcpu_new(struct soft_engine *e, unsigned index, struct error *err)
+struct soft_vcpu *soft_vcpu_new(struct soft_engine *e, unsigned index, struct error *err)
 {
 	size_t size = align_up(max_u64(sizeof(struct soft_vcpu), VCPU_OFF), PAGE_SIZE);
 	int fd = memfd_create("doppel-vcpu", MFD_CLOEXEC);
@@ -93,6 +95,19 @@ static struct soft_vcpu *vcpu_new(struct soft_engine *e, unsigned index, struct 
 	}
 	close(fd);
 	return sv;
+}
+
+void soft_vcpu_free(struct soft_vcpu *sv)
+{
+	if (sv->timer_ok) {
+		timer_delete(sv->timer);
+		timer_queue_set_notify(sv->v.cfg->timers, NULL, NULL);
+	}
+	table_fini(sv);
+	munmap(sv->altstack, 128 * 1024);
+	munmap(sv->bad_page, PAGE_SIZE);
+	munmap(sv->masked_pages, 4 * PAGE_SIZE);
+	munmap(sv, align_up(max_u64(sizeof(*sv), VCPU_OFF), PAGE_SIZE));
 }
 
 /* ---- up-calls of the interrupt chips, machine lock held ---- */
@@ -146,19 +161,8 @@ static void soft_destroy(struct engine *eng)
 
 	ram_set_watcher(e->cfg.ram, NULL, NULL);
 	for (unsigned i = 0; i < e->cfg.ncpus; i++) {
-		struct soft_vcpu *sv = e->vcpus ? e->vcpus[i] : NULL;
-
-		if (!sv)
-			continue;
-		if (sv->timer_ok) {
-			timer_delete(sv->timer);
-			timer_queue_set_notify(e->cfg.timers, NULL, NULL);
-		}
-		table_fini(sv);
-		munmap(sv->altstack, 128 * 1024);
-		munmap(sv->bad_page, PAGE_SIZE);
-		munmap(sv->masked_pages, 4 * PAGE_SIZE);
-		munmap(sv, align_up(max_u64(sizeof(*sv), VCPU_OFF), PAGE_SIZE));
+		if (e->vcpus && e->vcpus[i])
+			soft_vcpu_free(e->vcpus[i]);
 	}
 	free(e->vcpus);
 	cache_free(e->cache);
@@ -178,7 +182,7 @@ static struct engine *soft_create(const struct engine_config *cfg, struct error 
 	struct soft_engine *e;
 	struct irqchip_config ic;
 
-	if (!host_ok(err))
+	if (!soft_host_ok(err))
 		return NULL;
 	if (cfg->ncpus != 1) {
 		error_set(err, "soft engine: %u vCPUs asked for, 1 is supported", cfg->ncpus);
@@ -199,7 +203,7 @@ static struct engine *soft_create(const struct engine_config *cfg, struct error 
 	    !(e->irqchip = irqchip_new(&ic, cfg->bus, err)))
 		goto fail;
 	for (unsigned i = 0; i < cfg->ncpus; i++) {
-		e->vcpus[i] = vcpu_new(e, i, err);
+		e->vcpus[i] = soft_vcpu_new(e, i, err);
 		if (!e->vcpus[i])
 			goto fail;
 	}

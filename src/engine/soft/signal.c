@@ -66,6 +66,9 @@ static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 		return true;
 	case INSN_NATIVE: case INSN_JMP_IND:
 		break;
+	case INSN_STOS: case INSN_MOVS:
+		*la = write ? gpr[R_DI] : gpr[R_SI];
+		return true;
 	default:
 		return false;
 	}
@@ -148,6 +151,25 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 	}
 }
 
+/*
+ * A REP MOVS or REP STOS made by the translator (flow.c, rep_string) has host addresses in rdi and rsi: make them the guest's
+ * again, whatever becomes of the fault. Told by the host code, as the guest's may have changed meanwhile.
+ */
+static void unbase_string(ucontext_t *uc)
+{
+	const uint8_t *p = (const uint8_t *)uc->uc_mcontext.gregs[REG_RIP];
+
+	p += *p == 0x66;
+	if (*p++ != 0xf3)
+		return;
+	p += *p == 0x48;
+	if (*p != 0xa4 && *p != 0xa5 && *p != 0xaa && *p != 0xab)
+		return;
+	uc->uc_mcontext.gregs[REG_RDI] -= uc->uc_mcontext.gregs[reg_of[T1]];
+	if (*p < 0xaa)
+		uc->uc_mcontext.gregs[REG_RSI] -= uc->uc_mcontext.gregs[reg_of[T2]];
+}
+
 static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 {
 	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], addr = (uintptr_t)si->si_addr, insn_host = 0, guest_pc;
@@ -194,6 +216,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	}
 	sv->stats.sig_segv++;
 	ctx_sync(sv);
+	unbase_string(uc);
 	if (sig == SIGSEGV || uc->uc_mcontext.gregs[REG_TRAPNO] == EXC_SS) { /* #SS: not canonical, based on rsp or rbp */
 		on_segv(sv, uc, si);
 		return;
@@ -246,10 +269,11 @@ static void arm(void *ctx, int64_t deadline)
 	timer_settime(sv->timer, TIMER_ABSTIME, &its, NULL);
 }
 
+static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+
 /* Once per process suffices, but it does no harm twice. */
 bool signals_init(struct soft_vcpu *sv, struct error *err)
 {
-	static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 	struct sigaction sa = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
 
 	sigemptyset(&sa.sa_mask);
@@ -263,15 +287,39 @@ bool signals_init(struct soft_vcpu *sv, struct error *err)
 	return sv->altstack != MAP_FAILED || error_set(err, "soft engine: out of memory for a signal stack");
 }
 
+static void attach(struct soft_vcpu *sv, stack_t *old)
+{
+	stack_t ss = {.ss_sp = sv->altstack, .ss_size = ALTSTACK_SIZE, .ss_flags = (int)SS_AUTODISARM};
+
+	this_vcpu = sv;
+	sigaltstack(&ss, old);
+}
+
+void signals_borrow(struct soft_vcpu *sv, struct signals_saved *old)
+{
+	sigset_t set;
+
+	sigfillset(&set);
+	for (unsigned i = 0; i < ARRAY_LEN(traps); i++)
+		sigdelset(&set, traps[i]);
+	pthread_sigmask(SIG_SETMASK, &set, &old->mask);
+	attach(sv, &old->stack);
+}
+
+void signals_return(const struct signals_saved *old)
+{
+	this_vcpu = NULL;
+	sigaltstack(&old->stack, NULL);
+	pthread_sigmask(SIG_SETMASK, &old->mask, NULL);
+}
+
 /* In the vCPU's thread, before its first instruction. */
 void signals_thread_init(struct soft_vcpu *sv)
 {
-	stack_t ss = {.ss_sp = sv->altstack, .ss_size = ALTSTACK_SIZE, .ss_flags = (int)SS_AUTODISARM};
 	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SOFT_SIGNAL};
 	sigset_t set;
 
-	this_vcpu = sv;
-	sigaltstack(&ss, NULL);
+	attach(sv, NULL);
 	/* other threads take the process's signals; here only the traps and our own */
 	sigfillset(&set);
 	sigdelset(&set, SIGSEGV);

@@ -159,7 +159,7 @@ struct soft_vcpu {
 	const void *_Atomic poll_ptr;     /* safepoint: readable, or a PROT_NONE page when something was requested */
 	const void *_Atomic irq_poll_ptr; /* the same for "an interrupt waits, IF aside": read after STI */
 	uint64_t mask_page, mask_jc, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
-	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of;
+	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of, mask_df, mask_count;
 	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
 	uint64_t gen_global;   /* 32 bits used */
 	uint64_t xsave_mask;   /* XCR0 of the host, less what the guest may not see */
@@ -231,7 +231,13 @@ struct soft_engine {
 	gpa_t inval[64];
 	unsigned ninval;
 	bool inval_all;
+	bool steps_only; /* of a completer: no translated blocks, so no addend tables */
 };
+
+/* engine.c: a vCPU of e, whose cfg and cache are set. NULL: err; what was made is leaked. */
+struct soft_vcpu *soft_vcpu_new(struct soft_engine *e, unsigned index, struct error *err);
+void soft_vcpu_free(struct soft_vcpu *sv);
+bool soft_host_ok(struct error *err);
 
 /* mmu/walk.c */
 struct walk {
@@ -303,6 +309,8 @@ void translate_prologues(struct code_cache *c);
 
 /* dispatch.c */
 enum engine_exit soft_run(struct soft_vcpu *sv);
+/* One instruction with all that hangs on instruction boundaries (shadows, RF, TF, breakpoints); its fault is delivered. */
+void soft_step(struct soft_vcpu *sv);
 uint32_t soft_hflags(const struct vcpu *v);
 /* Any thread and signal handlers: make the vCPU leave translated code (or wake from HLT) and look at requests. */
 void soft_request(struct soft_vcpu *sv, unsigned req);
@@ -311,6 +319,16 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16]);
 /* signal.c */
 bool signals_init(struct soft_vcpu *sv, struct error *err);
 void signals_thread_init(struct soft_vcpu *sv);
+/*
+ * The same for a thread that only borrows the vCPU for some steps: no other signal may come while the guest's rsp is
+ * loaded, as its handler may not run on the alternate stack. leave restores what was.
+ */
+struct signals_saved {
+	stack_t stack;
+	sigset_t mask;
+};
+void signals_borrow(struct soft_vcpu *sv, struct signals_saved *old);
+void signals_return(const struct signals_saved *old);
 
 /* translate/entry.c */
 void soft_enter(struct soft_vcpu *sv);

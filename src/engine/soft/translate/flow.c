@@ -326,6 +326,82 @@ static bool stac_clac(struct trans *t, const struct insn *in)
 	return true;
 }
 
+/*
+ * REP MOVS and REP STOS of 64-bit mode. What this form does not cover (DF set, 1024 elements or more, a run that leaves its
+ * page, segment bases) goes to the slow path; jrcxz is the one branch that needs no flags.
+ */
+static void slow_unless_rcx_zero(struct trans *t)
+{
+	struct emit *e = &t->e;
+	uint32_t ok = e_jrcxz(e, 8);
+
+	e_mov(e, R_CX, T0);
+	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc};
+	e_patch8(e, ok);
+	e_mov(e, R_CX, T0);
+}
+
+static void not_reg(struct trans *t, unsigned reg)
+{
+	e8(&t->e, 0x49);
+	e8(&t->e, 0xf7);
+	e8(&t->e, 0xd0 | (reg & 7));
+}
+
+/* The rcx elements from [reg] must end in the page where they begin. T0 holds rcx; leaves the page's index in T1. */
+static void check_run(struct trans *t, unsigned reg, unsigned size)
+{
+	struct emit *e = &t->e;
+
+	e_lea(e, 1, T2, (int)reg, R_CX, size == 8 ? 3 : size == 4 ? 2 : size - 1, -1);
+	e_pext(e, T2, T2, GS(mask_page));
+	e_pext(e, T1, reg, GS(mask_page));
+	not_reg(t, T2);
+	e_lea(e, 1, R_CX, T1, T2, 0, 1); /* T1 - T2 */
+	slow_unless_rcx_zero(t);
+}
+
+static bool rep_string(struct trans *t, const struct insn *in)
+{
+	struct emit *e = &t->e;
+	bool movs = in->kind == INSN_MOVS;
+	unsigned size = (in->op & 1) ? in->osz : 1;
+
+	if (t->mode != MODE_64 || in->asz != 8 || !in->rep || (t->hflags & HF_ALIGN) || in->seg == SEG_FS || in->seg == SEG_GS)
+		return false;
+	e_mov(e, T0, R_CX);
+	e_load_gs(e, T1, GS(v.s.rflags));
+	e_pext(e, T1, T1, GS(mask_df));
+	e_pext(e, R_CX, R_CX, GS(mask_count));
+	e_lea(e, 1, R_CX, R_CX, T1, 0, 0);
+	slow_unless_rcx_zero(t);
+	if (movs)
+		check_run(t, R_SI, size);
+	check_run(t, R_DI, size);
+	if (movs) {
+		e_pext(e, T2, R_SI, GS(mask_page));
+		e_load_gs_index(e, T2, T2, 0);
+	}
+	e_load_gs_index(e, T1, T1, 0);
+	/* from here to the end rdi and rsi are host addresses: the signal handler takes T1 and T2 off again */
+	if (movs)
+		e_lea(e, 1, R_SI, R_SI, T2, 0, 0);
+	e_lea(e, 1, R_DI, R_DI, T1, 0, 0);
+	if (size == 2)
+		e8(e, 0x66);
+	e8(e, 0xf3);
+	if (size == 8)
+		e8(e, 0x48);
+	e8(e, in->op);
+	not_reg(t, T1);
+	e_lea(e, 1, R_DI, R_DI, T1, 0, 1);
+	if (movs) {
+		not_reg(t, T2);
+		e_lea(e, 1, R_SI, R_SI, T2, 0, 1);
+	}
+	return true;
+}
+
 /* MOV r, Sreg: the selector, zero-extended */
 static bool mov_from_seg(struct trans *t, const struct insn *in)
 {
@@ -410,6 +486,8 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		return true;
 	case INSN_STI:
 		return sti(t);
+	case INSN_MOVS: case INSN_STOS:
+		return rep_string(t, in);
 	case INSN_MOV_RM_SEG:
 		return mov_from_seg(t, in);
 	case INSN_STAC: case INSN_CLAC:

@@ -28,7 +28,7 @@ struct trans {
 	uint64_t next;     /* of the one after it */
 	gpa_t gpa;         /* of the current instruction */
 	uint64_t code_base; /* CS base: linear address = code_base + pc */
-	struct out_of_line ool[MAX_BLOCK_INSNS * 2];
+	struct out_of_line ool[MAX_BLOCK_INSNS * 3];
 	unsigned nool;
 	struct { struct link *l; } links[MAX_BLOCK_LINKS];
 	unsigned nlinks;
