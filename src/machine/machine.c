@@ -10,6 +10,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/kvm/kvm.h"
+#include "engine/soft/complete.h"
+
 #define JOIN_SECONDS 3
 
 /* ---- stop and reset ---- */
@@ -171,6 +174,18 @@ static bool add_timers(struct machine *m, struct error *err)
 
 /* ---- life ---- */
 
+/* Where the host cannot run the soft engine, kvm goes without it. */
+static void add_completer(struct machine *m, const struct engine_config *ec)
+{
+	struct error ignored;
+
+	if (m->cfg.engine != &engine_kvm)
+		return;
+	m->completer = completer_new(ec, &ignored);
+	if (m->completer)
+		kvm_engine_set_completer(m->engine, completer_run, m->completer);
+}
+
 static bool build(struct machine *m, struct error *err)
 {
 	struct engine_config ec;
@@ -197,6 +212,7 @@ static bool build(struct machine *m, struct error *err)
 	m->engine = m->cfg.engine->create(&ec, err);
 	if (!m->engine)
 		return false;
+	add_completer(m, &ec);
 	pthread_mutex_lock(&m->lock);
 	ok = m->cfg.board->build(m, err);
 	pthread_mutex_unlock(&m->lock);
@@ -232,6 +248,7 @@ void machine_free(struct machine *m)
 	m->cfg.board->free(m);
 	if (m->engine)
 		m->engine->ops->destroy(m->engine);
+	completer_free(m->completer);
 	bus_free(m->bus);
 	ram_free(m->ram);
 	loop_free(m->loop);

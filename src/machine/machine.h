@@ -92,6 +92,7 @@ struct machine {
 	struct bus *bus;
 	struct cpuid_policy cpuid;
 	struct engine *engine;
+	struct completer *completer; /* kvm: executes what the kernel cannot; else NULL */
 	void *devices; /* the board's */
 
 	struct machine_vcpu *vcpus;

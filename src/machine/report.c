@@ -2,6 +2,8 @@
 
 #include <inttypes.h>
 
+#include "engine/soft/complete.h"
+
 static void print_seg(FILE *out, const char *name, const struct cpu_seg *s)
 {
 	fprintf(out, "%-3s %04x base %016" PRIx64 " limit %08x attr %05x\n", name, s->sel, s->base, s->limit, s->attr);
@@ -43,6 +45,7 @@ void machine_report_vcpu(struct machine *m, unsigned vcpu, FILE *out)
 	static const char seg_names[SEG_COUNT][3] = {"es", "cs", "ss", "ds", "fs", "gs"};
 	const char *words = m->engine->ops->last_error(m->engine, vcpu);
 	struct cpu_state *s = &(struct cpu_state){0};
+	const char *why;
 
 	m->engine->ops->get_state(m->engine, vcpu, s);
 	fprintf(out, "vCPU %u (%s engine):\n", vcpu, m->engine->ops->name);
@@ -56,6 +59,9 @@ void machine_report_vcpu(struct machine *m, unsigned vcpu, FILE *out)
 	fprintf(out, "cr0 %08" PRIx64 "  cr2 %016" PRIx64 "  cr3 %016" PRIx64 "  cr4 %08" PRIx64 "  efer %04" PRIx64 "\n",
 		s->cr0, s->cr2, s->cr3, s->cr4, s->efer);
 	print_code(out, m, s);
+	why = m->completer ? completer_refusal(m->completer, vcpu) : NULL;
+	if (why)
+		fprintf(out, "the soft engine did not complete the instruction: %s\n", why);
 	if (words && *words)
 		fprintf(out, "%s%s", words, words[0] && words[__builtin_strlen(words) - 1] == '\n' ? "" : "\n");
 }

@@ -20,6 +20,7 @@ struct kvm_vcpu {
 	uint64_t tsc_deadline; /* as last set: KVM forgets it when the LAPIC is set */
 	atomic_int tid;	       /* of the thread inside engine_run, 0 when none */
 	atomic_bool kicked;
+	uint64_t completed;    /* instructions that KVM lacked and the completer executed */
 	char last_error[512];
 };
 

@@ -110,8 +110,10 @@ static bool complete(struct kvm_engine *k, unsigned vcpu)
 		s.exc_pending = s.exc_vector = 0;
 	if (!k->complete(k->complete_ctx, vcpu, &s))
 		return false;
-	if (kvm_put_state(k, vcpu, &s, &was, &err))
+	if (kvm_put_state(k, vcpu, &s, &was, &err)) {
+		v->completed++;
 		return true;
+	}
 	report(v, "kvm: the state after a completed instruction was refused: %s\n", err.msg);
 	return false;
 }
@@ -130,6 +132,8 @@ static enum engine_exit internal_error(struct kvm_engine *k, unsigned vcpu)
 	for (unsigned i = 0; suberror != KVM_INTERNAL_ERROR_EMULATION && i < r->internal.ndata && i < 16; i++)
 		report(v, " %llx", (unsigned long long)r->internal.data[i]);
 	report_place(k, vcpu);
+	if (k->complete)
+		report(v, "\n  %llu instructions that KVM lacks were completed before", (unsigned long long)v->completed);
 	return EXIT_ERROR;
 }
 

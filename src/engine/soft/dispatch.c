@@ -405,7 +405,7 @@ static uint8_t io_breakpoints(const struct cpu_state *s, const struct insn *in)
 }
 
 /* One instruction with all that hangs on instruction boundaries: shadows, RF, TF, breakpoints. */
-static void slow_step(struct soft_vcpu *sv)
+void soft_step(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
 	bool tf = s->rflags & FL_TF;
@@ -618,7 +618,7 @@ static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 			undo_branch(sv, sv->exit_arg);
 		break;
 	case SX_SLOW:
-		slow_step(sv);
+		soft_step(sv);
 		break;
 	case SX_POLL:
 		sv->stats.polls++;
@@ -683,7 +683,7 @@ enum engine_exit soft_run(struct soft_vcpu *sv)
 		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || (s->dr[7] & 0xff) ||
 		    near_code_limit(s)) {
 			link = -1;
-			slow_step(sv);
+			soft_step(sv);
 			continue;
 		}
 		run_blocks(sv, &link);

@@ -33,10 +33,12 @@ uint32_t *ctx_gen(struct tlb_ctx *c)
 	return (uint32_t *)(c->gs - CTX_GEN_OFF);
 }
 
+static size_t table_bytes(const struct soft_vcpu *sv) { return sv->v.engine->steps_only ? PAGE_SIZE : TABLE_BYTES; }
+
 static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struct error *err)
 {
 	size_t before = align_up(CTX_OFF, 0x10000);
-	uint8_t *p = mmap(NULL, before + TABLE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *p = mmap(NULL, before + table_bytes(sv), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
 		return error_set(err, "soft engine: cannot reserve 512 GiB of address space for an address table") ||
@@ -56,9 +58,13 @@ static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struc
 
 bool table_init(struct soft_vcpu *sv, int vcpu_fd, struct error *err)
 {
+	bool one = sv->v.engine->steps_only; /* all are the same one */
+
 	for (unsigned s = 0; s < CTX_SLOTS; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
-			if (!ctx_init(sv, &sv->ctxs[s][k], vcpu_fd, err))
+			if (one && s + k)
+				sv->ctxs[s][k] = sv->ctxs[0][0];
+			else if (!ctx_init(sv, &sv->ctxs[s][k], vcpu_fd, err))
 				return false;
 	sv->slot_valid[0] = true;
 	sv->ctx = &sv->ctxs[0][CTX_KERNEL];
@@ -74,9 +80,11 @@ void table_fini(struct soft_vcpu *sv)
 			struct tlb_ctx *c = &sv->ctxs[s][k];
 
 			if (c->gs)
-				munmap(c->gs - before, before + TABLE_BYTES);
+				munmap(c->gs - before, before + table_bytes(sv));
 			free(c->pages);
 			free(c->set);
+			if (sv->v.engine->steps_only)
+				return;
 		}
 	}
 }
