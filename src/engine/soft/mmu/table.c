@@ -28,6 +28,12 @@ static int64_t *entry_of(const struct tlb_ctx *c, uint64_t index)
 	return (int64_t *)c->gs + index;
 }
 
+/* An empty jump-cache entry i must match no pc that is looked up in it: it holds minus a pc that belongs into another entry. */
+static int64_t jc_empty(unsigned i)
+{
+	return -(int64_t)(i ^ 1);
+}
+
 uint32_t *ctx_gen(struct tlb_ctx *c)
 {
 	return (uint32_t *)(c->gs - CTX_GEN_OFF);
@@ -50,9 +56,8 @@ static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struc
 	c->set_size = 256;
 	c->set = calloc(c->set_size, sizeof(*c->set));
 	*ctx_gen(c) = ++sv->next_gen;
-	/* an empty jump-cache entry must match no pc: minus pc = 1 means pc = -1, which is never looked up with success */
 	for (unsigned i = 0; i < JC_ENTRIES; i++)
-		((int64_t *)(c->gs - JC_NEG_OFF))[i] = 1;
+		((int64_t *)(c->gs - JC_NEG_OFF))[i] = jc_empty(i);
 	return c->set != NULL || error_set(err, "out of memory");
 }
 
@@ -267,7 +272,7 @@ static void jc_clear(struct soft_vcpu *sv, struct tlb_ctx *c)
 	if (!c->jc_used)
 		return;
 	for (unsigned i = 0; i < JC_ENTRIES; i++)
-		neg[i] = 1;
+		neg[i] = jc_empty(i);
 	c->jc_used = c->jc_nonglobal = false;
 	sv->stats.jc_clears++;
 }
@@ -300,7 +305,7 @@ void jc_remove(struct soft_vcpu *sv, uint64_t pc)
 			int64_t *neg = (int64_t *)(sv->ctxs[s][k].gs - JC_NEG_OFF);
 
 			if (neg[i] == -(int64_t)pc)
-				neg[i] = 1;
+				neg[i] = jc_empty(i);
 		}
 	}
 }
