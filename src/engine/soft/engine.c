@@ -16,6 +16,7 @@
 #define DEFAULT_CACHE (64 * MIB)
 
 _Static_assert(offsetof(struct soft_vcpu, self) <= VCPU_OFF, "what translated code reads must lie in the mapped part");
+_Static_assert(JC_ENTRIES == 1 << 13 && JC_MASK1 == JC_ENTRIES - 1, "the masks select 13 bits");
 _Static_assert(JC_ENTRIES * 16 + 8 <= CTX_PRIV_SIZE - 64, "jump cache, generation and check word share the private pages");
 
 static struct soft_engine *soft_engine(struct engine *e) { return (struct soft_engine *)e; }
@@ -43,7 +44,8 @@ static uint64_t host_xcr0(void)
 static void fill_constants(struct soft_vcpu *sv)
 {
 	sv->mask_page = BIT(48) - BIT(12);
-	sv->mask_jc = JC_ENTRIES - 1;
+	sv->mask_jc = JC_MASK1;
+	sv->mask_jc2 = JC_MASK2;
 	sv->mask_fff = 0xfff;
 	sv->mask_1000 = 0x1000;
 	for (unsigned i = 0; i < ARRAY_LEN(sv->mask_align); i++)

@@ -20,6 +20,13 @@
 #ifndef ENGINE_SOFT_INT_H
 #define ENGINE_SOFT_INT_H
 
+/*
+ * The jump cache has two places for a pc, chosen by two selections of its bits (13 each): functions at equal offsets of
+ * different 8 KiB would otherwise push each other out all the time.
+ */
+#define JC_MASK1 0x1fffu
+#define JC_MASK2 0x1ff0f0u
+
 /* Byte distances below GS; also used by entry.c. */
 #define VCPU_OFF 0x10000
 #define JC_ENTRIES 8192
@@ -158,7 +165,7 @@ struct soft_vcpu {
 	uint64_t run_flags;    /* flags image to load, and as saved at exit (arithmetic only matters) */
 	const void *_Atomic poll_ptr;     /* safepoint: readable, or a PROT_NONE page when something was requested */
 	const void *_Atomic irq_poll_ptr; /* the same for "an interrupt waits, IF aside": read after STI */
-	uint64_t mask_page, mask_jc, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
+	uint64_t mask_page, mask_jc, mask_jc2, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
 	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of, mask_df, mask_count;
 	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
 	uint64_t gen_global;   /* 32 bits used */

@@ -447,7 +447,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 		break;
 	}
 	if (in->kind >= INSN_PUSH_R && in->kind <= INSN_LEAVE) {
-		if (in->kind == INSN_ENTER && ((in->imm2 & 31) > 3 || ((in->imm2 & 31) && (r->gpr[R_BP] < DATA || r->gpr[R_BP] > DATA + 2 * PAGE_SIZE || sp < DATA + 128 || sp > DATA + 3 * PAGE_SIZE))))
+		if (in->kind == INSN_ENTER && ((in->imm2 & 31) > 3 || ((in->imm2 & 31) && (r->gpr[R_BP] < DATA + 64 || r->gpr[R_BP] > DATA + 2 * PAGE_SIZE || sp < DATA + 128 || sp > DATA + 3 * PAGE_SIZE))))
 			return false;
 		if (!range_safe(sp - 128, 256) || !range_safe(width(r->gpr[R_BP]) - 64, 128))
 			return false;

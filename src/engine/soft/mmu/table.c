@@ -41,6 +41,18 @@ uint32_t *ctx_gen(struct tlb_ctx *c)
 
 static size_t table_bytes(const struct soft_vcpu *sv) { return sv->v.engine->steps_only ? PAGE_SIZE : TABLE_BYTES; }
 
+/* An empty jump-cache entry holds a pc that is never looked up in its place: 0 belongs to place 0 alone, 0x11 to 0x11 and 1. */
+static int64_t jc_empty(unsigned place)
+{
+	return place ? 0 : -0x11;
+}
+
+static void jc_fill_empty(struct tlb_ctx *c)
+{
+	for (unsigned i = 0; i < JC_ENTRIES; i++)
+		((int64_t *)(c->gs - JC_NEG_OFF))[i] = jc_empty(i);
+}
+
 static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struct error *err)
 {
 	size_t before = align_up(CTX_OFF, 0x10000);
@@ -266,8 +278,6 @@ static void ctx_flush(struct soft_vcpu *sv, struct tlb_ctx *c, bool keep_global)
 
 static void jc_clear(struct soft_vcpu *sv, struct tlb_ctx *c)
 {
-	int64_t *neg = (int64_t *)(c->gs - JC_NEG_OFF);
-
 	*ctx_gen(c) = ++sv->next_gen;
 	if (!c->jc_used)
 		return;
@@ -285,27 +295,42 @@ void jc_clear_all(struct soft_vcpu *sv)
 	sv->gen_global = ++sv->next_gen;
 }
 
+static unsigned jc_place(uint64_t pc, bool second)
+{
+	/* what PEXT with JC_MASK2 gives: bits 4-7, 12-20 */
+	return second ? (unsigned)((pc >> 4 & 0xf) | (pc >> 12 & 0x1ff) << 4) : (unsigned)(pc & JC_MASK1);
+}
+
 void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global)
 {
 	struct tlb_ctx *c = sv->ctx;
-	unsigned i = pc & (JC_ENTRIES - 1);
+	int64_t *neg = (int64_t *)(c->gs - JC_NEG_OFF);
+	void **to = (void **)(c->gs - JC_HOST_OFF);
+	unsigned i = jc_place(pc, false), other;
 
-	((int64_t *)(c->gs - JC_NEG_OFF))[i] = -(int64_t)pc;
-	((void **)(c->gs - JC_HOST_OFF))[i] = host;
+	if (neg[i] != jc_empty(i) && neg[i] != -(int64_t)pc) { /* who was here moves to its second place */
+		other = jc_place((uint64_t)-neg[i], true);
+		neg[other] = neg[i];
+		to[other] = to[i];
+	}
+	neg[i] = -(int64_t)pc;
+	to[i] = host;
 	c->jc_used = true;
 	c->jc_nonglobal |= !global;
 }
 
 void jc_remove(struct soft_vcpu *sv, uint64_t pc)
 {
-	unsigned i = pc & (JC_ENTRIES - 1);
-
 	for (unsigned s = 0; s < CTX_SLOTS; s++) {
 		for (unsigned k = 0; k < CTX_KINDS; k++) {
 			int64_t *neg = (int64_t *)(sv->ctxs[s][k].gs - JC_NEG_OFF);
 
-			if (neg[i] == -(int64_t)pc)
-				neg[i] = jc_empty(i);
+			for (unsigned second = 0; second < 2; second++) {
+				unsigned i = jc_place(pc, second);
+
+				if (neg[i] == -(int64_t)pc)
+					neg[i] = jc_empty(i);
+			}
 		}
 	}
 }

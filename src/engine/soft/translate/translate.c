@@ -238,6 +238,24 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	return c->rx + s->host_off;
 }
 
+/* rcx = 0 when the jump-cache entry that mask selects is T0's. Returns the jrcxz to be taken then. */
+static uint32_t probe(struct emit *e, int32_t mask)
+{
+	e_pext(e, R_CX, T0, mask);
+	e_load_gs_index(e, R_CX, R_CX, -JC_NEG_OFF);
+	e_lea(e, 1, R_CX, R_CX, T0, 0, 0);
+	return e_jrcxz(e, 8);
+}
+
+static void jump_cached(struct emit *e, uint32_t jrcxz, int32_t mask)
+{
+	e_patch8(e, jrcxz);
+	e_mov(e, R_CX, T1);
+	e_pext(e, T1, T0, mask);
+	e8(e, 0x65); /* jmp gs:[T1 * 8 + JC_HOST] */
+	e_op_mem(e, 0, 0xff, 4, -1, T1, 3, -JC_HOST_OFF);
+}
+
 /*
  * Code that blocks jump to: exits, and the jump-cache look-up of indirect branches (T0 = guest pc; T2 = a host address in
  * the branch, for the fault of a target that is not canonical).
@@ -245,7 +263,7 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 void translate_prologues(struct code_cache *c)
 {
 	struct emit e = {.p = c->rw, .base = c->rw};
-	uint32_t hit;
+	uint32_t hit, second;
 
 	c->exit_chain = e_off(&e);
 	e_store_gs_imm(&e, GS(exit_reason), SX_CHAIN);
@@ -265,16 +283,11 @@ void translate_prologues(struct code_cache *c)
 	e_load_gs(&e, T1, GS(poll_ptr));
 	e_op_mem(&e, 0, 0x8b, T1, T1, -1, 0, 0);
 	e_mov(&e, T1, R_CX);
-	e_pext(&e, R_CX, T0, GS(mask_jc));
-	e_load_gs_index(&e, R_CX, R_CX, -JC_NEG_OFF);
-	e_lea(&e, 1, R_CX, R_CX, T0, 0, 0);
-	hit = e_jrcxz(&e, 8);
+	hit = probe(&e, GS(mask_jc));
+	second = probe(&e, GS(mask_jc2));
 	e_mov(&e, R_CX, T1);
 	e_jmp_to(&e, c->exit_lookup);
-	e_patch8(&e, hit);
-	e_mov(&e, R_CX, T1);
-	e_pext(&e, T1, T0, GS(mask_jc));
-	e8(&e, 0x65); /* jmp gs:[T1 * 8 + JC_HOST] */
-	e_op_mem(&e, 0, 0xff, 4, -1, T1, 3, -JC_HOST_OFF);
+	jump_cached(&e, hit, GS(mask_jc));
+	jump_cached(&e, second, GS(mask_jc2));
 	c->used = align_up(e_off(&e), 64);
 }
