@@ -28,12 +28,6 @@ static int64_t *entry_of(const struct tlb_ctx *c, uint64_t index)
 	return (int64_t *)c->gs + index;
 }
 
-/* An empty jump-cache entry i must match no pc that is looked up in it: it holds minus a pc that belongs into another entry. */
-static int64_t jc_empty(unsigned i)
-{
-	return -(int64_t)(i ^ 1);
-}
-
 uint32_t *ctx_gen(struct tlb_ctx *c)
 {
 	return (uint32_t *)(c->gs - CTX_GEN_OFF);
@@ -281,8 +275,7 @@ static void jc_clear(struct soft_vcpu *sv, struct tlb_ctx *c)
 	*ctx_gen(c) = ++sv->next_gen;
 	if (!c->jc_used)
 		return;
-	for (unsigned i = 0; i < JC_ENTRIES; i++)
-		neg[i] = jc_empty(i);
+	jc_fill_empty(c);
 	c->jc_used = c->jc_nonglobal = false;
 	sv->stats.jc_clears++;
 }
