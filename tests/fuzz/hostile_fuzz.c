@@ -10,7 +10,9 @@
  *   hostile_fuzz --batch S [--cases N] [--image FILE]...   one batch again, in this process (under a debugger, say)
  *
  * Batches run in child processes, so one crash costs one batch; the seed of each failure is printed. In a sanitizer build the
- * engine needs its own signal stack: ASAN_OPTIONS=use_sigaltstack=0 (set by this program when it is not).
+ * engine needs its own signal stack: ASAN_OPTIONS=use_sigaltstack=0 (set by this program when there are no options).
+ *
+ * A long soak: hostile_fuzz --seconds 86400 --seed $(date +%s) --image tests/guest/paging.elf ...
  */
 #include <errno.h>
 #include <getopt.h>
@@ -329,7 +331,8 @@ int main(int argc, char **argv)
 	int c;
 
 	if (SANITIZED && !getenv("ASAN_OPTIONS")) {
-		setenv("ASAN_OPTIONS", "use_sigaltstack=0:handle_abort=0:detect_leaks=0", 1);
+		setenv("ASAN_OPTIONS", "use_sigaltstack=0:detect_leaks=0", 1);
+		setenv("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1", 1);
 		execv("/proc/self/exe", argv);
 	}
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
