@@ -65,6 +65,8 @@ uint32_t soft_hflags(const struct vcpu *v)
 		hf |= HF_CPL0;
 	if (cpu_is_v86(s) ? iopl == 3 : cpl <= iopl)
 		hf |= HF_IOPL_OK;
+	if (cpl == 0 || !(s->cr4 & CR4_TSD))
+		hf |= HF_TSC;
 	if (s->cr4 & CR4_SMAP)
 		hf |= HF_SMAP;
 	if (ts && (s->cr0 & CR0_MP))

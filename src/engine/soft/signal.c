@@ -64,7 +64,7 @@ static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 	case INSN_LEAVE:
 		*la = wide ? gpr[R_BP] : (uint32_t)gpr[R_BP];
 		return true;
-	case INSN_NATIVE: case INSN_JMP_IND:
+	case INSN_NATIVE: case INSN_JMP_IND: case INSN_BT_MEM:
 		break;
 	case INSN_STOS: case INSN_MOVS:
 		*la = write ? gpr[R_DI] : gpr[R_SI];
@@ -79,6 +79,8 @@ static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 	if (in->mem == MEM_NONE)
 		return false;
 	*la = insn_mem_offset(in, gpr, next);
+	if (in->kind == INSN_BT_MEM) /* flow.c, bit_in_memory */
+		*la += in->osz == 8 ? (uint64_t)((int64_t)gpr[in->reg] >> 6) * 8 : (uint64_t)(int64_t)((int32_t)gpr[in->reg] >> 5) * 4;
 	if (!wide)
 		*la = (uint32_t)(*la + s->seg[in->seg].base);
 	else if (in->seg == SEG_FS || in->seg == SEG_GS)

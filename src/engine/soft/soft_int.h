@@ -90,6 +90,7 @@ struct tlb_ctx {
 #define HF_SMAP BIT(22)
 #define HF_TS_WAIT BIT(23) /* WAIT raises #NM */
 #define HF_ALIGN BIT(24) /* #AC checks are on */
+#define HF_TSC BIT(25) /* RDTSC is allowed */
 
 struct link;
 

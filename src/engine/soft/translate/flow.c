@@ -402,6 +402,98 @@ static bool rep_string(struct trans *t, const struct insn *in)
 	return true;
 }
 
+/* A field of the vCPU into a GPR, in long mode. */
+static void load_field(struct trans *t, unsigned to, int32_t field)
+{
+	if (to >= T2 && to <= T0) {
+		e_load_gs(&t->e, T0, field);
+		e_store_gs(&t->e, T0, GS_GPR((int)to));
+	} else {
+		e_load_gs(&t->e, to, field);
+	}
+}
+
+/* MOV r64, CR0/2/3/4: plain fields; CR8 is the LAPIC's */
+static bool mov_from_cr(struct trans *t, const struct insn *in)
+{
+	static const int32_t field[] = {[0] = GS(v.s.cr0), [2] = GS(v.s.cr2), [3] = GS(v.s.cr3), [4] = GS(v.s.cr4)};
+
+	if (t->mode != MODE_64 || !(t->hflags & HF_CPL0) || in->reg > 4 || !field[in->reg])
+		return false;
+	load_field(t, in->rm, field[in->reg]);
+	return true;
+}
+
+static bool swapgs(struct trans *t)
+{
+	int32_t base = GS(v.s.seg) + (int32_t)(SEG_GS * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base));
+
+	if (t->mode != MODE_64 || !(t->hflags & HF_CPL0))
+		return false;
+	e_load_gs(&t->e, T0, base);
+	e_load_gs(&t->e, T1, GS(v.s.kernel_gs_base));
+	e_store_gs(&t->e, T1, base);
+	e_store_gs(&t->e, T0, GS(v.s.kernel_gs_base));
+	return true;
+}
+
+/* rdx:rax = host TSC + offset; the upper halves of both become 0. No flags. */
+static bool rdtsc(struct trans *t)
+{
+	struct emit *e = &t->e;
+
+	if (!(t->hflags & HF_TSC))
+		return false;
+	e8(e, 0x0f);
+	e8(e, 0x31);
+	e_rorx(e, R_DX, R_DX, 32);
+	e_load_gs(e, T0, GS(v.s.tsc_offset));
+	e_lea(e, 1, R_AX, R_AX, R_DX, 0, 0);
+	e_lea(e, 1, R_AX, R_AX, T0, 0, 0);
+	e_rorx(e, R_DX, R_AX, 32);
+	e_mov32(e, R_DX, R_DX);
+	e_mov32(e, R_AX, R_AX);
+	return true;
+}
+
+/*
+ * BT, BTS, BTR, BTC with a bit number in a register and memory: the number, signed, reaches beyond the operand. The element
+ * that holds the bit is addressed, and the host's own instruction works on it with the number's low bits.
+ */
+static bool bit_in_memory(struct trans *t, const struct insn *in)
+{
+	struct emit *e = &t->e;
+	struct operand op;
+	unsigned log = in->osz == 8 ? 3 : 2, reg;
+
+	if (t->mode != MODE_64 || in->osz == 2 || in->asz != 8 || !trans_mem_is_fast(t, in))
+		return false;
+	trans_offset(t, in);
+	reg = trans_gpr(t, in->reg, T1);
+	e_mov_imm(e, T2, in->osz == 8 ? 6 : 5);
+	e8(e, 0xc4); /* sarx r9, reg, r9 */
+	e8(e, 0x42 | (reg > 7 ? 0 : 0x20));
+	e8(e, (in->osz == 8 ? 0x80 : 0) | (~T2 & 15) << 3 | 2);
+	e8(e, 0xf7);
+	e8(e, 0xc0 | (T2 & 7) << 3 | (reg & 7));
+	if (in->osz == 4) { /* movsxd r9, r9d */
+		e8(e, 0x4d);
+		e8(e, 0x63);
+		e8(e, 0xc9);
+	}
+	e_lea(e, 1, T0, T0, T2, log, 0);
+	trans_look_up(t, in, in->osz, &op);
+	reg = trans_gpr(t, in->reg, T2);
+	e_pext(e, T2, reg, GS(mask_align) + 8 * (in->osz == 8 ? 6 : 5));
+	if (in->lock)
+		e8(e, 0xf0);
+	e8(e, 0x40 | (in->osz == 8 ? 8 : 0) | 4 | 2 | 1); /* op [T0 + T1], T2 */
+	e8(e, 0x0f);
+	e8(e, in->op);
+	e_mem(e, T2, op.base, op.index, 0, op.disp);
+	return true;
+}
+
 /* MOV r, Sreg: the selector, zero-extended */
 static bool mov_from_seg(struct trans *t, const struct insn *in)
 {
@@ -488,6 +580,14 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		return sti(t);
 	case INSN_MOVS: case INSN_STOS:
 		return rep_string(t, in);
+	case INSN_MOV_R_CR:
+		return mov_from_cr(t, in);
+	case INSN_SWAPGS:
+		return swapgs(t);
+	case INSN_RDTSC:
+		return rdtsc(t);
+	case INSN_BT_MEM:
+		return bit_in_memory(t, in);
 	case INSN_MOV_RM_SEG:
 		return mov_from_seg(t, in);
 	case INSN_STAC: case INSN_CLAC:

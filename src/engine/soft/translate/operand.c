@@ -100,8 +100,7 @@ void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, str
 	*op = (struct operand){.base = (int)reg, .index = T1, .disp = disp};
 }
 
-/* Offset part into T0, zero-extended from the address size. */
-static void compute_offset(struct trans *t, const struct insn *in)
+void trans_offset(struct trans *t, const struct insn *in)
 {
 	struct emit *e = &t->e;
 	int base = in->base, index = in->index;
@@ -142,6 +141,19 @@ static bool needs_base(const struct trans *t, const struct insn *in)
 	return !((t->hflags >> (HF_FLAT_SHIFT + in->seg)) & 1);
 }
 
+void trans_look_up(struct trans *t, const struct insn *in, unsigned size, struct operand *op)
+{
+	struct emit *e = &t->e;
+
+	if (needs_base(t, in)) {
+		e_load_gs(e, T1, GS(v.s.seg) + (int32_t)(in->seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
+		e_lea(e, t->mode == MODE_64, T0, T0, T1, 0, 0);
+	}
+	check_crossing(t, T0, size, in->mem_aligned);
+	look_up(t, T1, T0);
+	*op = (struct operand){.base = T0, .index = T1, .free0 = T2, .free1 = 0xff};
+}
+
 void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 {
 	struct emit *e = &t->e;
@@ -160,14 +172,8 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 		*op = (struct operand){.base = in->base, .index = T1, .disp = (int32_t)in->disp, .free0 = T0, .free1 = T2};
 		return;
 	}
-	compute_offset(t, in);
-	if (needs_base(t, in)) {
-		e_load_gs(e, T1, GS(v.s.seg) + (int32_t)(in->seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
-		e_lea(e, t->mode == MODE_64, T0, T0, T1, 0, 0);
-	}
-	check_crossing(t, T0, in->mem_size, in->mem_aligned);
-	look_up(t, T1, T0);
-	*op = (struct operand){.base = T0, .index = T1, .free0 = T2, .free1 = 0xff};
+	trans_offset(t, in);
+	trans_look_up(t, in, in->mem_size, op);
 }
 
 /* ---- re-encoding ---- */
@@ -433,7 +439,7 @@ void trans_lea(struct trans *t, const struct insn *in)
 	struct emit *e = &t->e;
 	unsigned to = in->reg;
 
-	compute_offset(t, in);
+	trans_offset(t, in);
 	if (in->osz == 2) {
 		/* mov r16, T0w keeps the upper bits */
 		if (demoted((int)to))

@@ -45,6 +45,9 @@ struct operand {
 
 /* operand.c */
 bool trans_mem_is_fast(const struct trans *t, const struct insn *in);
+/* The two halves of trans_operand: the offset into T0, zero-extended from the address size; T0 to an operand [T0 + T1]. */
+void trans_offset(struct trans *t, const struct insn *in);
+void trans_look_up(struct trans *t, const struct insn *in, unsigned size, struct operand *op);
 /* Emits address computation, alignment check and table look-up for the instruction's memory operand, or for [ea_reg + disp] when in is NULL. */
 void trans_operand(struct trans *t, const struct insn *in, struct operand *op);
 /* The same for a stack slot: address register `reg` (rsp or rbp), offset disp, size bytes. Uses T1 and T2; T2 is free again in 64-bit mode. */
