@@ -14,7 +14,7 @@
 #include "dev/virtio/console.h"
 #include "dev/virtio/rng.h"
 
-/* Ports. The interrupt chips take theirs in the engine: 0x20, 0x40, 0x61, 0xa0, 0x4d0. */
+/* Ports. The interrupt chips, which are the engine's, have 0x20, 0x40, 0x61, 0xa0 and 0x4d0. */
 #define COM1_PORT 0x3f8
 #define ACPI_PM_PORT 0x600
 
@@ -111,6 +111,25 @@ static bool open_chardevs(struct micro *b, struct error *err)
 	return b->console_chr;
 }
 
+/* The only device whose place the user chooses. */
+static bool add_debug_exit(struct micro *b, struct error *err)
+{
+	static const struct {
+		uint16_t port, len;
+	} chips[] = {{0x20, 2}, {0x40, 4}, {0x61, 1}, {0xa0, 2}, {0x4d0, 2}};
+	struct machine *m = b->machine;
+	uint16_t port = m->cfg.debug_exit_port;
+	bool taken = false;
+
+	for (size_t i = 0; i < ARRAY_LEN(chips); i++)
+		taken |= port < chips[i].port + chips[i].len && port + DEBUG_EXIT_LEN > chips[i].port;
+	if (taken)
+		error_set(err, "debug-exit at %#x overlaps an interrupt chip or timer", port);
+	else
+		b->debug_exit = debug_exit_new(m->bus, port, on_debug_exit, m, err);
+	return b->debug_exit || error_hint(err, "choose another port, as in --debug-exit=0x501");
+}
+
 /* The wiring list. */
 static bool micro_build(struct machine *m, struct error *err)
 {
@@ -147,12 +166,6 @@ static bool micro_build(struct machine *m, struct error *err)
 	if (!b->reset)
 		return false;
 
-	if (m->cfg.debug_exit) {
-		b->debug_exit = debug_exit_new(m->bus, m->cfg.debug_exit_port, on_debug_exit, m, err);
-		if (!b->debug_exit)
-			return false;
-	}
-
 	b->pci = pci_host_new(&(struct pci_host_config){.bus = m->bus, .ecam_base = ECAM_BASE, .ecam_buses = ECAM_BUSES,
 							.low = {PCI_LOW_BASE, PCI_LOW_LEN}, .high = b->pci_high,
 							.intx = {{irqs, INTX_GSI}, {irqs, INTX_GSI + 1},
@@ -175,6 +188,9 @@ static bool micro_build(struct machine *m, struct error *err)
 		if (!b->console)
 			return false;
 	}
+
+	if (m->cfg.debug_exit && !add_debug_exit(b, err))
+		return false;
 	pci_host_reset(b->pci);
 	return true;
 }

@@ -37,6 +37,8 @@ def commands_and_options():
                           ("--cpu", "486"), ("--debug-exit=-4", None), ("--debug-exit=70000", None)):
         bad_run(*[a for a in (option, value) if a is not None], words=[option.split("=")[0]])
     bad_run("--cpus", "2", words=["soft engine"])
+    for port in "0x3f8", "0x3f6", "0xcf9", "0x70", "0x40", "0x600":
+        bad_run("--debug-exit=" + port, words=["overlaps"])
 
 
 def sizes():
