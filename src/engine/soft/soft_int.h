@@ -255,6 +255,8 @@ struct walk {
 	bool dirty;      /* D is set (or paging is off) */
 	bool user;       /* U/S of all levels */
 	bool global;
+	const uint64_t *table; /* 4 KiB page of 8-byte entries: the page table that held the leaf, else NULL */
+	bool table_writable, table_user; /* rights of the levels above it */
 };
 /* flags as in mmu.h. Sets A (and D for a write). False: #PF raised in v. */
 bool mmu_walk(struct vcpu *v, gva_t la, unsigned flags, struct walk *w);

@@ -216,6 +216,9 @@ static void set_entry(const struct soft_engine *e, int64_t *entry, gva_t la, gpa
 		*entry = (int64_t)((uintptr_t)(writable ? e->ram_rw : e->ram_ro) + (off & ~(PAGE_SIZE - 1)) - (la & ~(PAGE_SIZE - 1)));
 }
 
+/* Pages whose entries are looked at together with a missing one. */
+#define FILL_WINDOW 16
+
 /* The rest of a large page comes with it, as in a hardware TLB: one table page (2 MiB) at a time. */
 static void fill_around(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, const struct walk *w, bool writable)
 {
@@ -227,6 +230,32 @@ static void fill_around(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, const
 	for (unsigned i = 0; i < TABLE_PAGE_ENTRIES; i++)
 		set_entry(sv->v.engine, &e[i], start + i * PAGE_SIZE, gpa + i * PAGE_SIZE, writable);
 	sv->stats.large_fills++;
+}
+
+/*
+ * The neighbours of a 4 KiB page in its page table that the guest has used already (A is set): one signal for all of them.
+ * What hardware may cache at any time (SDM vol. 3, 4.10.2.3); nothing is changed in the guest's table.
+ */
+static void fill_neighbours(struct soft_vcpu *sv, struct table_page *tp, gva_t la, const struct walk *w)
+{
+	const struct cpu_state *s = &sv->v.s;
+	uint64_t phys = (BIT(sv->v.cfg->cpuid->phys_bits) - 1) & ~(PAGE_SIZE - 1);
+	bool user = cpu_cpl(s) == 3, no_user = !user && (s->cr4 & CR4_SMAP) && !(s->rflags & FL_AC);
+	gva_t start = la & ~(FILL_WINDOW * PAGE_SIZE - 1);
+	uint64_t index = (start & (BIT(48) - 1)) >> PAGE_SHIFT;
+	int64_t *e = entry_of(sv->ctx, index);
+
+	for (unsigned i = 0; i < FILL_WINDOW; i++) {
+		uint64_t pte = __atomic_load_n(&w->table[(index + i) & 511], __ATOMIC_RELAXED);
+		bool u = w->table_user && (pte & BIT(2)), writable = w->table_writable && (pte & BIT(1));
+
+		if ((pte & (BIT(0) | BIT(5))) != (BIT(0) | BIT(5)) || e[i] != poison(sv, index + i))
+			continue;
+		if ((user && !u) || (no_user && u) || (pte & ~phys & (BIT(52) - 1) & ~(PAGE_SIZE - 1)) || ((pte & BIT(63)) && !(s->efer & EFER_NXE)))
+			continue;
+		set_entry(sv->v.engine, &e[i], start + i * PAGE_SIZE, pte & phys, writable && (pte & BIT(6)));
+		tp->nonglobal |= !((pte & BIT(8)) && (s->cr4 & CR4_PGE));
+	}
 }
 
 enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write)
@@ -255,6 +284,8 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write)
 		fill_around(sv, c, la, &w, rw);
 	else
 		set_entry(e, entry_of(c, index), la, w.gpa, rw);
+	if (w.table)
+		fill_neighbours(sv, tp, la, &w);
 	return FILL_OK;
 }
 

@@ -122,6 +122,8 @@ static bool walk_long(struct walk_ctx *c, struct walk *out)
 			return fault(c, PF_P | PF_RSVD);
 		if (leaf && shift > 12 && (e & ((BIT(shift) - 1) & ~(BIT(13) - 1))))
 			return fault(c, PF_P | PF_RSVD);
+		out->table_writable = w;
+		out->table_user = u;
 		w &= !!(e & PTE_W);
 		u &= !!(e & PTE_U);
 		nx |= nxe && (e & PTE_NX);
@@ -139,6 +141,7 @@ static bool walk_long(struct walk_ctx *c, struct walk *out)
 		return false;
 	set_bits64(c->pte64, &e, PTE_A | ((c->flags & MMU_WRITE) ? PTE_D : 0));
 	out->shift = (unsigned)shift;
+	out->table = shift == 12 ? c->pte64 - ((c->la >> 12) & 511) : NULL;
 	out->gpa = (e & phys & ~(BIT(shift) - 1)) | (c->la & (BIT(shift) - 1));
 	out->dirty = e & PTE_D;
 	out->global = (e & PTE_G) && (s->cr4 & CR4_PGE);
@@ -163,6 +166,7 @@ static bool walk_32(struct walk_ctx *c, struct walk *out)
 	uint32_t *p, e;
 	bool w, u;
 
+	out->table = NULL;
 	p = ram_ptr(ram, (s->cr3 & 0xfffff000) + ((c->la >> 22) & 1023) * 4, 4);
 	e = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
 	if (!(e & PTE_P))
