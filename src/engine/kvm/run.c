@@ -133,7 +133,8 @@ static enum engine_exit internal_error(struct kvm_engine *k, unsigned vcpu)
 		report(v, " %llx", (unsigned long long)r->internal.data[i]);
 	report_place(k, vcpu);
 	if (k->complete)
-		report(v, "\n  %llu instructions that KVM lacks were completed before", (unsigned long long)v->completed);
+		report(v, "\n  %llu instruction%s that KVM lacks %s completed before", (unsigned long long)v->completed,
+		       v->completed == 1 ? "" : "s", v->completed == 1 ? "was" : "were");
 	return EXIT_ERROR;
 }
 
