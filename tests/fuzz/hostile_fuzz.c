@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/soft/soft_int.h"
 #include "hostile.h"
 #include "machine/machine.h"
 #include "machine/micro.h"
@@ -54,6 +55,7 @@ struct fuzz {
 	struct machine *m;
 	const char *images[MAX_IMAGES];
 	unsigned nimages;
+	bool again; /* one batch only */
 	/* for the thread that kicks */
 	_Atomic int64_t deadline; /* 0: nothing runs */
 	_Atomic bool done;
@@ -253,6 +255,20 @@ static void one_case(struct fuzz *f, uint64_t seed)
 	}
 }
 
+/* How far the guests got: what the engine had to do for them. */
+static void print_stats(const struct machine *m)
+{
+	const struct soft_stats *s = &((const struct soft_engine *)m->engine)->vcpus[0]->stats;
+
+	printf("blocks %lu, entries %lu, slow steps %lu, faults %lu, fills %lu, signals %lu, table pages %lu, flushes %lu, code writes %lu, "
+	       "interrupts %lu, halts %lu\nslow:", s->translations, s->entries, s->slow, s->faults, s->fills, s->sig_segv, s->table_pages, s->flushes,
+	       s->smc, s->interrupts, s->halts);
+	for (unsigned k = 0; k < INSN_KIND_COUNT; k++)
+		if (s->slow_kind[k])
+			printf(" %s %lu", insn_kind_name((enum insn_kind)k), s->slow_kind[k]);
+	putchar('\n');
+}
+
 static void batch(struct fuzz *f, uint64_t seed, unsigned cases)
 {
 	static struct board board;
@@ -281,6 +297,8 @@ static void batch(struct fuzz *f, uint64_t seed, unsigned cases)
 	}
 	f->done = true;
 	pthread_join(t, NULL);
+	if (f->again)
+		print_stats(f->m);
 	machine_free(f->m);
 }
 
@@ -326,7 +344,6 @@ int main(int argc, char **argv)
 	static struct fuzz f;
 	unsigned seconds = 10, cases = BATCH_CASES, failures = 0;
 	uint64_t seed = 1, one = 0;
-	bool again = false;
 	int64_t end;
 	int c;
 
@@ -339,7 +356,7 @@ int main(int argc, char **argv)
 		switch (c) {
 		case 's': seconds = (unsigned)strtoul(optarg, NULL, 0); break;
 		case 'r': seed = strtoull(optarg, NULL, 0); break;
-		case 'b': one = strtoull(optarg, NULL, 0); again = true; break;
+		case 'b': one = strtoull(optarg, NULL, 0); f.again = true; break;
 		case 'c': cases = (unsigned)strtoul(optarg, NULL, 0); break;
 		case 'i':
 			if (f.nimages < MAX_IMAGES)
@@ -351,7 +368,7 @@ int main(int argc, char **argv)
 	f.sh = mmap(NULL, sizeof(*f.sh), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (f.sh == MAP_FAILED)
 		return 3;
-	if (again) {
+	if (f.again) {
 		batch(&f, one, cases);
 	} else {
 		struct rng r = {.state = seed};
