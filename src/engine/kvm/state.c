@@ -407,6 +407,26 @@ static bool set_sregs(const struct kvm_vcpu *v, const struct cpu_state *in, cons
 	return true;
 }
 
+#define MXCSR_INIT 0x1f80u
+#define XSTATE_SSE 2u
+
+/*
+ * XSAVEOPT may leave XSTATE_BV[SSE] clear and MXCSR set; KVM takes MXCSR over only with that bit. XMM registers are zero
+ * then.
+ */
+static bool set_xsave(const struct kvm_vcpu *v, const struct cpu_state *in, struct error *err)
+{
+	uint64_t bv = get_le64(in->xsave + 512);
+	uint8_t copy[XSAVE_AREA_SIZE];
+
+	if ((bv & XSTATE_SSE) || get_le32(in->xsave + 24) == MXCSR_INIT)
+		return SET(v, KVM_SET_XSAVE, (void *)(uintptr_t)in->xsave, err);
+	memcpy(copy, in->xsave, sizeof(copy));
+	memset(copy + 160, 0, 256);
+	put_le64(copy + 512, bv | XSTATE_SSE);
+	return SET(v, KVM_SET_XSAVE, copy, err);
+}
+
 static bool set_extended(const struct kvm_vcpu *v, const struct cpu_state *in, const struct cpu_state *was,
 			 struct error *err)
 {
@@ -416,8 +436,7 @@ static bool set_extended(const struct kvm_vcpu *v, const struct cpu_state *in, c
 	memcpy(dr.db, in->dr, sizeof(dr.db));
 	if ((!was || was->xcr0 != in->xcr0) && !SET(v, KVM_SET_XCRS, &xcrs, err))
 		return false;
-	if ((!was || memcmp(was->xsave, in->xsave, sizeof(in->xsave))) &&
-	    !SET(v, KVM_SET_XSAVE, (void *)(uintptr_t)in->xsave, err))
+	if ((!was || memcmp(was->xsave, in->xsave, sizeof(in->xsave))) && !set_xsave(v, in, err))
 		return false;
 	return (was && !memcmp(was->dr, in->dr, sizeof(in->dr))) || SET(v, KVM_SET_DEBUGREGS, &dr, err);
 }
