@@ -123,9 +123,16 @@ static struct machine_stop one(const struct board *b)
 	return stop;
 }
 
+/* AddressSanitizer keeps freed memory for a while: only leaks of other kinds show there. */
+#ifdef __SANITIZE_ADDRESS__
+#define RSS_COUNTS false
+#else
+#define RSS_COUNTS true
+#endif
+
 static bool compare(const char *what, unsigned long n, double seconds, struct usage a, struct usage b)
 {
-	bool ok = b.fds == a.fds && b.maps <= a.maps + ALLOWANCE_MAPS && b.rss_kib <= a.rss_kib + ALLOWANCE_KIB;
+	bool ok = b.fds == a.fds && b.maps <= a.maps + ALLOWANCE_MAPS && (!RSS_COUNTS || b.rss_kib <= a.rss_kib + ALLOWANCE_KIB);
 
 	printf("%s: %lu in %.2f s, %.3f ms each; RSS %ld -> %ld KiB, mappings %ld -> %ld, descriptors %ld -> %ld%s\n", what, n, seconds,
 	       1000 * seconds / (double)n, a.rss_kib, b.rss_kib, a.maps, b.maps, a.fds, b.fds, ok ? "" : ": LEAK");
@@ -193,6 +200,7 @@ static bool resets(unsigned long n)
 int main(int argc, char **argv)
 {
 	unsigned long n = argc > 1 ? strtoul(argv[1], NULL, 0) : 300;
+	bool faults_ok, resets_ok;
 	sigset_t set;
 
 	sigemptyset(&set);
@@ -201,5 +209,7 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGQUIT);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
-	return !(faults(n) & resets(n));
+	faults_ok = faults(n);
+	resets_ok = resets(n);
+	return !(faults_ok && resets_ok);
 }

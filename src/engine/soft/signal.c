@@ -24,6 +24,9 @@
 /* The vCPU of this thread: signal handlers get no argument. */
 static _Thread_local struct soft_vcpu *this_vcpu;
 
+/* Who handled the traps before: dispositions belong to the process, and so does this. */
+static struct sigaction previous[NSIG];
+
 static const int reg_of[16] = {
 	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
 };
@@ -213,7 +216,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	struct block *b;
 
 	if (!sv || !cache_contains(sv->cache, pc)) {
-		signal(sig, SIG_DFL); /* our own bug: die as usual when the instruction is run again */
+		sigaction(sig, &previous[sig], NULL); /* our own bug: die as usual when the instruction is run again */
 		return;
 	}
 	sv->stats.sig_segv++;
@@ -279,9 +282,14 @@ bool signals_init(struct soft_vcpu *sv, struct error *err)
 	struct sigaction sa = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
 
 	sigemptyset(&sa.sa_mask);
-	for (unsigned i = 0; i < ARRAY_LEN(traps); i++)
-		if (sigaction(traps[i], &sa, NULL))
+	for (unsigned i = 0; i < ARRAY_LEN(traps); i++) {
+		struct sigaction old;
+
+		if (sigaction(traps[i], &sa, &old))
 			return error_set(err, "soft engine: cannot install signal handlers");
+		if (old.sa_sigaction != on_trap)
+			previous[traps[i]] = old;
+	}
 	sa.sa_sigaction = on_kick;
 	sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
 	sigaction(SOFT_SIGNAL, &sa, NULL);
