@@ -520,13 +520,55 @@ static void many_stubs(void **state)
 	finish();
 }
 
+static uint64_t rnd(uint64_t *x)
+{
+	*x ^= *x << 13;
+	*x ^= *x >> 7;
+	return *x ^= *x << 17;
+}
+
+/* Any bytes in any mode with registers that point anywhere: it ends, and what it calls done is a vCPU that runs. */
+static void any_bytes(void **state)
+{
+	static const uint64_t places[] = {0, CODE, DATA, WINDOW, WINDOW + PAGE_SIZE - 3, UNMAPPED, DEVICE, DEVICE + 0xffe, LAPIC, IOAPIC,
+					  BIT(47) - 4, BIT(63) | 1, UINT64_MAX - 7, PD0, IDT};
+	uint64_t x = 88172645463325252, done = 0;
+	uint8_t code[16];
+
+	start();
+	for (unsigned i = 0; i < 100000; i++) {
+		if (i % 64 == 0)
+			make_tables(); /* they lie in the guest's reach */
+		make_state(&vm.s, (rnd(&x) & 1) ? 3 : 0);
+		if (rnd(&x) % 4 == 0)
+			vm.s.seg[SEG_CS].attr = (vm.s.seg[SEG_CS].attr & ~(uint32_t)SEG_L) | SEG_DB;
+		for (unsigned r = 0; r < 16; r++)
+			if (rnd(&x) % 4)
+				vm.s.gpr[r] = places[rnd(&x) % ARRAY_LEN(places)];
+		vm.s.rflags |= rnd(&x) & (FL_TF | FL_DF | FL_AC | FL_CF | FL_IOPL);
+		for (unsigned b = 0; b < sizeof(code); b++)
+			code[b] = (uint8_t)(rnd(&x) >> 24);
+		if (rnd(&x) & 1)
+			code[0] = 0x0f;
+		if (run(code, sizeof(code))) {
+			done++;
+			assert_int_equal(vm.s.run_state, CPU_RUNNING);
+			assert_int_equal(vm.s.exc_pending, 0);
+		} else {
+			assert_non_null(completer_refusal(vm.completer, 0));
+		}
+	}
+	assert_true(done > 50000);
+	finish();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(cmpxchg16b), cmocka_unit_test(xrstor), cmocka_unit_test(movaps), cmocka_unit_test(traps),
 		cmocka_unit_test(single_step), cmocka_unit_test(page_fault), cmocka_unit_test(tables_change), cmocka_unit_test(devices),
 		cmocka_unit_test(refusals), cmocka_unit_test(not_refused), cmocka_unit_test(signals), cmocka_unit_test(two_cpus),
-		cmocka_unit_test(many_stubs),
+		cmocka_unit_test(many_stubs), cmocka_unit_test(any_bytes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
