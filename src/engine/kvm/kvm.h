@@ -52,7 +52,8 @@ bool kvm_engine_get_lapic(struct engine *e, unsigned vcpu, uint8_t regs[1024]);
 bool kvm_engine_set_lapic(struct engine *e, unsigned vcpu, const uint8_t regs[1024]);
 
 /*
- * Dirty log: pages that vCPUs wrote since the start or the last fetch. Writes by the VMM (DMA) are not in it.
+ * Dirty log: pages that vCPUs wrote since the start or the last fetch. Writes by the VMM (DMA, completed instructions)
+ * are not in it.
  * bitmap: one bit a page of RAM, by memfd offset, (ram_size / 4096 + 63) / 64 words; fetch ORs into it.
  */
 bool kvm_dirty_log_start(struct engine *e, struct error *err);

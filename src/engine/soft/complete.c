@@ -13,7 +13,7 @@
 
 struct complete_vcpu {
 	struct soft_engine e; /* each has its own code cache: vCPUs complete at the same time */
-	struct soft_vcpu *sv;
+	struct soft_vcpu *sv; /* made at the first completion */
 	struct bus *bus; /* what the instruction sees: the machine's, less the interrupt chips */
 	struct bus *machine;
 	const char *refusal;
@@ -21,7 +21,7 @@ struct complete_vcpu {
 
 struct completer {
 	struct engine_config cfg;
-	struct complete_vcpu **vcpus; /* made at their first completion */
+	struct complete_vcpu *vcpus; /* cfg.ncpus */
 };
 
 /* ---- the bus ---- */
@@ -84,53 +84,34 @@ static const struct bus_ops pio_ops = {.read = pio_read, .write = pio_write};
 
 /* ---- life ---- */
 
-static void vcpu_free(struct complete_vcpu *c)
+static void vcpu_fini(struct complete_vcpu *c)
 {
-	if (!c)
-		return;
 	if (c->sv)
 		soft_vcpu_free(c->sv);
 	cache_free(c->e.cache);
 	bus_free(c->bus);
-	pthread_mutex_destroy(&c->e.inval_lock);
-	free(c);
+	c->sv = NULL;
+	c->e.cache = NULL;
+	c->bus = NULL;
 }
 
-static bool vcpu_make(struct complete_vcpu *c, const struct engine_config *cfg, unsigned index, struct error *err)
+static bool vcpu_init(struct complete_vcpu *c, const struct engine_config *cfg, unsigned index)
 {
+	struct error err;
+
 	c->machine = cfg->bus;
 	c->bus = bus_new();
-	if (!c->bus)
-		return error_set(err, "out of memory");
-	if (!bus_map(c->bus, BUS_MMIO, 0, UINT64_MAX, &mmio_ops, c, "machine", err) ||
-	    !bus_map(c->bus, BUS_PIO, 0, 0x10000, &pio_ops, c, "machine", err))
-		return false;
 	c->e.cfg = *cfg;
 	c->e.cfg.bus = c->bus;
 	c->e.steps_only = true;
 	c->e.ram_rw = ram_view(cfg->ram); /* no page is ever protected */
 	c->e.watch = ram_watch_map(cfg->ram);
-	c->e.cache = cache_new(&c->e, CACHE_BYTES, err);
-	c->sv = c->e.cache ? soft_vcpu_new(&c->e, index, err) : NULL;
-	return c->sv;
-}
-
-static struct complete_vcpu *vcpu_of(struct completer *c, unsigned index)
-{
-	struct complete_vcpu *v = c->vcpus[index];
-	struct error err;
-
-	if (v)
-		return v;
-	v = calloc(1, sizeof(*v));
-	if (!v)
-		return NULL;
-	pthread_mutex_init(&v->e.inval_lock, NULL);
-	if (!vcpu_make(v, &c->cfg, index, &err)) {
-		vcpu_free(v);
-		return NULL;
-	}
-	return c->vcpus[index] = v;
+	if (c->bus && bus_map(c->bus, BUS_MMIO, 0, UINT64_MAX, &mmio_ops, c, "machine", &err) &&
+	    bus_map(c->bus, BUS_PIO, 0, 0x10000, &pio_ops, c, "machine", &err) && (c->e.cache = cache_new(&c->e, CACHE_BYTES, &err)) &&
+	    (c->sv = soft_vcpu_new(&c->e, index, &err)))
+		return true;
+	vcpu_fini(c);
+	return false;
 }
 
 struct completer *completer_new(const struct engine_config *cfg, struct error *err)
@@ -140,7 +121,7 @@ struct completer *completer_new(const struct engine_config *cfg, struct error *e
 	if (!soft_host_ok(err))
 		return NULL;
 	c = calloc(1, sizeof(*c));
-	if (!c || !(c->vcpus = calloc(cfg->ncpus, sizeof(struct complete_vcpu *)))) {
+	if (!c || !(c->vcpus = calloc(cfg->ncpus, sizeof(*c->vcpus)))) {
 		free(c);
 		error_set(err, "out of memory");
 		return NULL;
@@ -154,7 +135,7 @@ void completer_free(struct completer *c)
 	if (!c)
 		return;
 	for (unsigned i = 0; i < c->cfg.ncpus; i++)
-		vcpu_free(c->vcpus[i]);
+		vcpu_fini(&c->vcpus[i]);
 	free(c->vcpus);
 	free(c);
 }
@@ -233,12 +214,15 @@ static const char *step(struct soft_vcpu *sv)
 
 bool completer_run(void *completer, unsigned vcpu, struct cpu_state *s)
 {
-	struct complete_vcpu *c = vcpu_of(completer, vcpu);
+	struct completer *all = completer;
+	struct complete_vcpu *c = &all->vcpus[vcpu];
 	uint64_t components;
 
-	if (!c)
-		return false;
 	c->refusal = NULL;
+	if (!c->sv && !vcpu_init(c, &all->cfg, vcpu)) {
+		c->refusal = "no memory for a vCPU of the soft engine";
+		return false;
+	}
 	if (s->exc_pending || s->int_pending || s->run_state != CPU_RUNNING) {
 		c->refusal = "an event that was only half delivered";
 		return false;
@@ -256,5 +240,5 @@ bool completer_run(void *completer, unsigned vcpu, struct cpu_state *s)
 
 const char *completer_refusal(const struct completer *c, unsigned vcpu)
 {
-	return c->vcpus[vcpu] ? c->vcpus[vcpu]->refusal : "out of memory for a vCPU of the soft engine";
+	return c->vcpus[vcpu].refusal;
 }

@@ -177,6 +177,7 @@ GUEST(cx16, "lock cmpxchg16b (%rdi)");
 static void cmpxchg16b(void **state)
 {
 	start();
+	assert_null(completer_refusal(vm.completer, 0));
 	put64(DATA, 1);
 	put64(DATA + 8, 2);
 	vm.s.gpr[R_DI] = WINDOW;
