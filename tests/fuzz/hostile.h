@@ -23,7 +23,7 @@ static inline uint64_t rnd(struct rng *r)
 }
 static inline unsigned below(struct rng *r, unsigned n) { return (unsigned)(rnd(r) % n); }
 
-#define HOSTILE_RAM (64 * MIB)
+#define HOSTILE_RAM (256 * MIB)
 
 /* Where things are in guest-physical memory. */
 enum {

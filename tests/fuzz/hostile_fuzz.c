@@ -196,7 +196,8 @@ static int64_t mutated(struct rng *r, struct fuzz *f)
 	if (!board_micro.load(m, &err))
 		die(m->cfg.kernel, &err);
 	for (unsigned i = 0; i < flips; i++) {
-		gpa_t at = 0x100000 + (below(r, 4) ? below(r, 0x8000) : below(r, 0x200000));
+		/* where images and Linux begin, most of it near the beginning */
+		gpa_t at = (below(r, 2) ? MIB : 16 * MIB) + (below(r, 4) ? below(r, 0x8000) : below(r, 0x1000000));
 		uint8_t b;
 
 		if (ram_read(m->ram, at, &b, 1)) {
@@ -204,7 +205,7 @@ static int64_t mutated(struct rng *r, struct fuzz *f)
 			ram_write(m->ram, at, &b, 1);
 		}
 	}
-	return 5000000 + below(r, 30000000);
+	return below(r, 40) ? 5000000 + below(r, 30000000) : 2000000000;
 }
 
 static void one_case(struct fuzz *f, uint64_t seed)
