@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -27,7 +28,10 @@ bool soft_host_ok(struct error *err)
 		error_set(err, "soft engine: this CPU has no BMI2");
 		return error_hint(err, "any Intel CPU since 2013 or AMD CPU since 2015 has it; a VM may hide it (use its host's CPU model)");
 	}
-	/* AT_HWCAP2 bit 1: the kernel lets user mode use WRGSBASE */
+	if (!(getauxval(AT_HWCAP2) & 2)) { /* HWCAP2_FSGSBASE: user mode may use WRGSBASE */
+		error_set(err, "soft engine: this host does not let programs set the GS base");
+		return error_hint(err, "it takes Linux 5.9 or later, not started with nofsgsbase, and a CPU with FSGSBASE");
+	}
 	if (!(__builtin_cpu_supports("avx2"))) /* BMI2 without AVX2 exists in no product, only in masked CPU models */
 		return error_set(err, "soft engine: this CPU has no AVX2");
 	return true;
