@@ -31,6 +31,11 @@
 #include "machine/machine.h"
 #include "machine/micro.h"
 
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #define SANITIZED 1
 #else
@@ -97,7 +102,10 @@ static void *kicker(void *arg)
 
 static bool load_nothing(struct machine *m, struct error *err) { return true; }
 
-static void set_common(struct machine *m, unsigned off, unsigned size, uint64_t v) { bus_write(m->bus, BUS_MMIO, RNG_BAR + off, size, v); }
+static void set_common(struct machine *m, unsigned off, unsigned size, uint64_t v)
+{
+	bus_write(m->bus, BUS_MMIO, RNG_BAR + off, size, v);
+}
 
 /* A driver that has set up virtio-rng's queue with whatever rings. */
 static void rings(struct rng *r, struct machine *m)

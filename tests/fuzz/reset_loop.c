@@ -18,6 +18,11 @@
 #include "machine/micro.h"
 
 #define CODE 0x1000u
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #define ALLOWANCE_KIB (300 * 1024) /* its quarantine of freed memory */
 #define ALLOWANCE_MAPS 64
