@@ -115,6 +115,9 @@ static struct answer check_code_memory(void)
 	return a;
 }
 
+/* What the soft engine reserves, with room for guest RAM. */
+#define SOFT_ADDRESS_SPACE (16 * 1024 * GIB)
+
 static struct answer check_address_space(void)
 {
 	struct rlimit l;
@@ -123,7 +126,7 @@ static struct answer check_address_space(void)
 		return say(false, "%s", strerror(errno));
 	if (l.rlim_cur == RLIM_INFINITY)
 		return say(true, "unlimited");
-	return say(l.rlim_cur >= 64 * GIB, "limited to %llu MiB", (unsigned long long)(l.rlim_cur / MIB));
+	return say(l.rlim_cur >= SOFT_ADDRESS_SPACE, "limited to %llu MiB", (unsigned long long)(l.rlim_cur / MIB));
 }
 
 static struct answer check_map_count(void)
@@ -160,8 +163,8 @@ const struct check doctor_checks[DOCTOR_CHECKS] = {
 	{"AVX-512", false, check_avx512, "guests get it where the host has it"},
 	{"FSGSBASE in user mode", true, check_fsgsbase, "translated code finds its vCPU by GS"},
 	{"executable memfd", true, check_code_memory, "translated code lives in one"},
-	{"address space", false, check_address_space, "guest RAM is reserved, not taken"},
+	{"address space", true, check_address_space, "24 address tables of 512 GiB and guest RAM are reserved, not taken"},
 	{"memory maps", false, check_map_count, "vm.max_map_count: room for mappings of guest pages"},
 	{"overcommit", false, check_overcommit, "a guest may be larger than free memory"},
-	{"seccomp", false, check_seccomp, "locks the engine in"},
+	{"seccomp", false, check_seccomp, "for a sandbox to come; not used yet"},
 };

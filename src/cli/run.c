@@ -53,7 +53,7 @@ static const char usage[] =
 	"  --kernel FILE            bzImage, ELF with a PVH entry (vmlinux), or Multiboot 1 image\n"
 	"  --initrd FILE            initial RAM disk\n"
 	"  --append STRING          kernel command line\n"
-	"  --module FILE[=STRING]   Multiboot module with its string; repeatable\n"
+	"  --module FILE[=STRING]   boot module (Multiboot, PVH) with its string; repeatable\n"
 	"  -m, --memory SIZE        guest RAM, like 512M or 2G (default 512M)\n"
 	"  --cpus N                 number of virtual CPUs (default 1; soft: 1)\n"
 	"  --engine auto|soft|kvm   what runs the CPU (default auto: kvm where hardware backs it, else soft)\n"

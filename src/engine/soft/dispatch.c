@@ -167,15 +167,13 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 	case UNIT_X87:
 		if (in->map == 0 && in->op == 0x9b && !in->has_modrm)
 			return (s->cr0 & (CR0_MP | CR0_TS)) != (CR0_MP | CR0_TS) || vcpu_raise(v, EXC_NM);
-		if (s->cr0 & (CR0_EM | CR0_TS))
+		if (s->cr0 & CR0_EM)
 			return vcpu_raise(v, EXC_NM);
-		return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
+		break;
 	case UNIT_MMX:
 		if (s->cr0 & CR0_EM)
 			return vcpu_raise_ud(v);
-		if (s->cr0 & CR0_TS)
-			return vcpu_raise(v, EXC_NM);
-		return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
+		break;
 	case UNIT_SSE:
 		if ((s->cr0 & CR0_EM) || !(s->cr4 & CR4_OSFXSR))
 			return vcpu_raise_ud(v);
@@ -184,7 +182,9 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 		if (!prot || !(s->cr4 & CR4_OSXSAVE) || (s->xcr0 & need) != need)
 			return vcpu_raise_ud(v);
 	}
-	return !(s->cr0 & CR0_TS) || vcpu_raise(v, EXC_NM);
+	if (s->cr0 & CR0_TS)
+		return vcpu_raise(v, EXC_NM);
+	return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
 }
 
 static bool run_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes, void *operand)

@@ -232,7 +232,7 @@ struct soft_engine {
 	struct code_cache *cache;
 	uint8_t *ram_rw;  /* the guest's view: pages with translated code are PROT_READ */
 	uint8_t *ram_ro;  /* the same pages, PROT_READ: pages that are clean or not writable */
-	uint8_t *guard;   /* Z: two PROT_NONE pages */
+	uint8_t *guard;   /* Z: four PROT_NONE pages */
 	uint8_t *watch;   /* ram_watch_map */
 	/* pages written by devices, to be dropped by the vCPU */
 	pthread_mutex_t inval_lock;

@@ -89,7 +89,7 @@ static bool element(struct vcpu *v, const struct insn *in, struct vsib *s, unsig
  * Element i faults: the elements before it are done, their mask is 0; the rest of both registers stays as it was (measured:
  * the vector mask is cleared in passing, also where it was not set).
  */
-static void suspend(struct vcpu *v, const struct insn *in, const struct vsib *s, unsigned i, uint64_t left)
+static void suspend(struct vcpu *v, const struct insn *in, const struct vsib *s, unsigned i)
 {
 	uint8_t reg[64];
 
@@ -99,7 +99,7 @@ static void suspend(struct vcpu *v, const struct insn *in, const struct vsib *s,
 		xs_vector_set(v, in->reg, reg, sizeof(reg));
 	}
 	if (s->evex) {
-		kmask_set(v, in->evex_aaa, left);
+		kmask_set(v, in->evex_aaa, kmask_get(v, in->evex_aaa) & ~(BIT(i) - 1));
 		return;
 	}
 	xs_vector_get(v, in->vvvv, reg, sizeof(reg));
@@ -132,20 +132,16 @@ ROUTINE(vsib)
 		.elem = in->vex_w ? 8 : 4,
 		.index = (in->op & 1) ? 8 : 4,
 	};
-	uint64_t left;
-
 	if (!vsib_allowed(v, &s, in))
 		return false;
 	read_operands(v, in, &s);
-	left = s.k;
 	for (unsigned i = 0; i < s.count; i++) {
-		if (!(left & BIT(i)))
+		if (!(s.k & BIT(i)))
 			continue;
 		if (!element(v, in, &s, i)) {
-			suspend(v, in, &s, i, left);
+			suspend(v, in, &s, i);
 			return false;
 		}
-		left &= ~BIT(i);
 	}
 	complete(v, in, &s);
 	return retire(v, in);

@@ -240,6 +240,7 @@ static void fill_neighbours(struct soft_vcpu *sv, struct table_page *tp, gva_t l
 {
 	const struct cpu_state *s = &sv->v.s;
 	uint64_t phys = (BIT(sv->v.cfg->cpuid->phys_bits) - 1) & ~(PAGE_SIZE - 1);
+	uint64_t rsvd = (BIT(cpu_long_mode(s) ? 52 : 63) - 1) & ~phys & ~(PAGE_SIZE - 1);
 	bool user = cpu_cpl(s) == 3, no_user = !user && (s->cr4 & CR4_SMAP) && !(s->rflags & FL_AC);
 	gva_t start = la & ~(FILL_WINDOW * PAGE_SIZE - 1);
 	uint64_t index = (start & (BIT(48) - 1)) >> PAGE_SHIFT;
@@ -251,7 +252,7 @@ static void fill_neighbours(struct soft_vcpu *sv, struct table_page *tp, gva_t l
 
 		if ((pte & (BIT(0) | BIT(5))) != (BIT(0) | BIT(5)) || e[i] != poison(sv, index + i))
 			continue;
-		if ((user && !u) || (no_user && u) || (pte & ~phys & (BIT(52) - 1) & ~(PAGE_SIZE - 1)) || ((pte & BIT(63)) && !(s->efer & EFER_NXE)))
+		if ((user && !u) || (no_user && u) || (pte & rsvd) || ((pte & BIT(63)) && !(s->efer & EFER_NXE)))
 			continue;
 		set_entry(sv->v.engine, &e[i], start + i * PAGE_SIZE, pte & phys, writable && (pte & BIT(6)));
 		tp->nonglobal |= !((pte & BIT(8)) && (s->cr4 & CR4_PGE));

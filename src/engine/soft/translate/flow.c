@@ -538,11 +538,15 @@ static bool pushf(struct trans *t, const struct insn *in)
 	return true;
 }
 
-/* Inline only when the instruction after it is in this block, so that the interrupt shadow is kept (see irq_poll). */
-static bool sti(struct trans *t)
+/* Inline only when the instruction after it is in this block and no branch, so that the interrupt shadow is kept (see irq_poll). */
+static bool sti(struct trans *t, const struct insn *in, const uint8_t *bytes)
 {
+	struct insn next;
+
 	if (!(t->hflags & HF_IOPL_OK) || t->b->ninsn > MAX_BLOCK_INSNS - 4 || (t->next & (PAGE_SIZE - 1)) > PAGE_SIZE - 2 * INSN_MAX_LEN ||
 	    trans_linear_page_differs(t, t->next))
+		return false;
+	if (insn_decode(bytes + in->len, INSN_MAX_LEN, t->mode, &next) != DECODE_OK || trans_is_branch(&next))
 		return false;
 	change_flag(t, GS(mask_not_if), (int32_t)FL_IF);
 	t->irq_poll = 1;
@@ -577,7 +581,7 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		change_flag(t, GS(mask_not_if), 0);
 		return true;
 	case INSN_STI:
-		return sti(t);
+		return sti(t, in, bytes);
 	case INSN_MOVS: case INSN_STOS:
 		return rep_string(t, in);
 	case INSN_MOV_R_CR:

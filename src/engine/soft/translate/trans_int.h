@@ -59,6 +59,8 @@ void trans_lea(struct trans *t, const struct insn *in);
 /* Load GPR n into a register: itself when it is in the host's, else into scratch (returned). */
 unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch);
 
+/* translate.c: branches with a fast form; they end a block */
+bool trans_is_branch(const struct insn *in);
 /* flow.c: true when the instruction was translated, false: leave it to the slow path */
 bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes);
 void trans_poll(struct trans *t); /* safepoint */

@@ -60,8 +60,7 @@ static bool translate_one(struct trans *t, const struct insn *in, const uint8_t 
 	return true;
 }
 
-/* Branches with a fast form: they end the block, so the poll has to come before them. */
-static bool is_branch(const struct insn *in)
+bool trans_is_branch(const struct insn *in)
 {
 	return in->kind >= INSN_JMP_REL && in->kind <= INSN_LOOPNE;
 }
@@ -94,7 +93,7 @@ static bool append(struct trans *t, const uint8_t *code, unsigned avail)
 	if (t->mode != MODE_64)
 		t->next &= 0xffffffff;
 	b->guest_len = (uint16_t)(b->guest_len + in.len);
-	if (t->irq_poll == 2 || (t->irq_poll == 1 && is_branch(&in)))
+	if (t->irq_poll == 2)
 		poll_irq(t);
 	else if (t->irq_poll == 1)
 		t->irq_poll = 2;
