@@ -147,6 +147,8 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
 /* An unmasked x87 exception waits (FSW.ES) and the instruction is one that reports it. */
 static bool x87_pending(const struct cpu_state *s, const struct insn *in)
 {
+	if (in->map == 1 && in->op == 0x2a && in->mem != MEM_NONE) /* CVTPI2Px from memory touches no MMX register */
+		return false;
 	return in->x87_wait && (s->xsave[512] & 1) && (s->xsave[2] & 0x80);
 }
 

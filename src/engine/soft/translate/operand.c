@@ -263,8 +263,8 @@ static bool ignores_w(const struct insn *in)
 		return false;
 	if (in->vex_gpr || in->reg_gpr || in->rm_gpr || in->vvvv_gpr)
 		return true;
-	if (in->map == 3)
-		return in->op == 0x16 || in->op == 0x22;
+	if (in->map == 3) /* also VPCMPESTR*: lengths in eax and edx */
+		return in->op == 0x16 || in->op == 0x22 || in->op == 0x60 || in->op == 0x61;
 	if (in->map != 1)
 		return false;
 	if (in->pp == 1)
