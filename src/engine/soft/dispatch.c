@@ -295,10 +295,8 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 	bounce = sv->bounce + (la & 63);
 	if (write && !mmu_probe_write(v, la, size, 0))
 		return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
-	if (!write && in->mem_masked && !mmu_read(v, la, bounce, size, MMU_READ))
-		return step_masked(sv, in, bytes, la, size);
 	if ((in->mem != MEM_WRITE || keeps) && !mmu_read(v, la, bounce, size, MMU_READ))
-		return false;
+		return !write && in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
 	if (!run_step(sv, in, bytes, bounce))
 		return false;
 	if (!write)
@@ -320,7 +318,7 @@ static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 		return check_unit(v, in) && step_memory(sv, in, bytes);
 	if (in->kind != INSN_NATIVE)
 		return interp_exec(v, in);
-	if (in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd)) {
+	if (insn_is_cld_std(in)) {
 		v->s.rflags = in->op == 0xfd ? v->s.rflags | FL_DF : v->s.rflags & ~FL_DF;
 		v->s.rip += in->len;
 		return true;

@@ -305,6 +305,12 @@ static inline struct site *site_of(struct soft_vcpu *sv, gpa_t gpa)
 }
 void block_kill(struct soft_vcpu *sv, struct block *b);
 
+/* DF is kept in v.s.rflags, never in the host's: these two natives are not run as such. */
+static inline bool insn_is_cld_std(const struct insn *in)
+{
+	return in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd);
+}
+
 /* AVX512-FP16: EVEX maps 5 and 6, and map 3 without prefix or with F3. */
 static inline bool insn_is_fp16(const struct insn *in)
 {

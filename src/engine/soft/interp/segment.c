@@ -112,27 +112,10 @@ static void load_null(struct vcpu *v, unsigned seg, uint16_t sel)
 	v->s.seg[seg] = (struct cpu_seg){.sel = sel, .base = keep ? v->s.seg[seg].base : 0, .attr = SEG_UNUSABLE};
 }
 
+/* The checks are those of a return to the current privilege level. */
 static bool load_ss(struct vcpu *v, uint16_t sel)
 {
-	unsigned cpl = cpu_cpl(&v->s);
-	struct desc d;
-
-	if (sel_null(sel)) {
-		if (!cpu_is_64bit(&v->s) || cpl == 3 || (sel & 3u) != cpl)
-			return vcpu_raise_gp(v, 0);
-		v->s.seg[SEG_SS] = seg_null_ss(cpl);
-		return true;
-	}
-	if (!desc_fetch(v, sel, EXC_GP, 0, &d))
-		return false;
-	if ((sel & 3u) != cpl || !desc_is_stack(&d) || desc_dpl(&d) != cpl)
-		return raise_sel(v, EXC_GP, sel, 0);
-	if (!desc_p(&d))
-		return raise_sel(v, EXC_SS, sel, 0);
-	if (!desc_set_accessed(v, &d))
-		return false;
-	desc_to_seg(&d, sel, &v->s.seg[SEG_SS]);
-	return true;
+	return seg_return_ss(v, sel, cpu_cpl(&v->s), cpu_is_64bit(&v->s), &v->s.seg[SEG_SS]);
 }
 
 bool seg_load(struct vcpu *v, unsigned seg, uint16_t sel)

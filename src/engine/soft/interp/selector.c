@@ -35,19 +35,33 @@ static bool result_zf(struct vcpu *v, const struct insn *in, bool zf)
 	return retire(v, in);
 }
 
+/*
+ * The descriptor that LAR and LSL look at: *ok when it is visible and a segment's, or one of the system types given by
+ * the mask. False: the instruction faults.
+ */
+static bool inspect(struct vcpu *v, const struct insn *in, uint16_t types, uint64_t *sel, struct desc *d, bool *ok)
+{
+	bool found;
+
+	if (!protected_not_v86(v))
+		return vcpu_raise_ud(v);
+	if (!op_read(v, in, 2, sel) || !look_up(v, *sel, d, &found))
+		return false;
+	*ok = found && visible(v, *sel, d) && (desc_s(d) || (types & BIT(desc_type(d))));
+	return true;
+}
+
 ROUTINE(lar)
 {
 	/* System types with access rights: legacy 1-5, 9, b, c; long mode 2, 9, b, c. */
 	uint16_t types = cpu_long_mode(&v->s) ? 0x1a04 : 0x1a3e;
 	uint64_t sel;
 	struct desc d;
-	bool found;
+	bool ok;
 
-	if (!protected_not_v86(v))
-		return vcpu_raise_ud(v);
-	if (!op_read(v, in, 2, &sel) || !look_up(v, sel, &d, &found))
+	if (!inspect(v, in, types, &sel, &d, &ok))
 		return false;
-	if (!found || !visible(v, sel, &d) || !(desc_s(&d) || (types & BIT(desc_type(&d)))))
+	if (!ok)
 		return result_zf(v, in, false);
 	gpr_set(v, in->reg, in->osz, (d.raw >> 32) & (in->osz == 2 ? 0xff00 : 0xffff00));
 	return result_zf(v, in, true);
@@ -60,13 +74,11 @@ ROUTINE(lsl)
 	struct cpu_seg seg;
 	uint64_t sel;
 	struct desc d;
-	bool found;
+	bool ok;
 
-	if (!protected_not_v86(v))
-		return vcpu_raise_ud(v);
-	if (!op_read(v, in, 2, &sel) || !look_up(v, sel, &d, &found))
+	if (!inspect(v, in, types, &sel, &d, &ok))
 		return false;
-	if (!found || !visible(v, sel, &d) || !(desc_s(&d) || (types & BIT(desc_type(&d)))))
+	if (!ok)
 		return result_zf(v, in, false);
 	desc_to_seg(&d, sel, &seg);
 	gpr_set(v, in->reg, in->osz, seg.limit);

@@ -299,8 +299,7 @@ static void leave(struct trans *t, unsigned width)
 	e_mov(&t->e, R_BP, T2);
 }
 
-/* T0 = system flags without one (mask keeps the others); plus `add` */
-static void change_flag(struct trans *t, int32_t mask, int32_t add)
+void trans_change_flag(struct trans *t, int32_t mask, int32_t add)
 {
 	struct emit *e = &t->e;
 
@@ -316,7 +315,7 @@ static bool stac_clac(struct trans *t, const struct insn *in)
 {
 	if (!(t->hflags & HF_CPL0) || !(t->hflags & HF_SMAP) || t->mode != MODE_64)
 		return false;
-	change_flag(t, GS(mask_not_ac), in->kind == INSN_STAC ? (int32_t)FL_AC : 0);
+	trans_change_flag(t, GS(mask_not_ac), in->kind == INSN_STAC ? (int32_t)FL_AC : 0);
 	e_load_gs(&t->e, T0, in->kind == INSN_STAC ? GS(gs_kernel_ac) : GS(gs_kernel));
 	e8(&t->e, 0xf3); /* wrgsbase r11 */
 	e8(&t->e, 0x49);
@@ -548,7 +547,7 @@ static bool sti(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		return false;
 	if (insn_decode(bytes + in->len, INSN_MAX_LEN, t->mode, &next) != DECODE_OK || trans_is_branch(&next))
 		return false;
-	change_flag(t, GS(mask_not_if), (int32_t)FL_IF);
+	trans_change_flag(t, GS(mask_not_if), (int32_t)FL_IF);
 	t->irq_poll = 1;
 	return true;
 }
@@ -578,7 +577,7 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 	case INSN_CLI:
 		if (!(t->hflags & HF_IOPL_OK))
 			return false;
-		change_flag(t, GS(mask_not_if), 0);
+		trans_change_flag(t, GS(mask_not_if), 0);
 		return true;
 	case INSN_STI:
 		return sti(t, in, bytes);

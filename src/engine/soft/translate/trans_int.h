@@ -65,6 +65,8 @@ bool trans_is_branch(const struct insn *in);
 bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes);
 void trans_poll(struct trans *t); /* safepoint */
 void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at); /* make a link for the branch at rel32_at */
+/* v.s.rflags without the flag that the mask at GS leaves out, plus `add`. Host flags stay. */
+void trans_change_flag(struct trans *t, int32_t mask, int32_t add);
 void trans_slow_exit(struct trans *t);
 void trans_finish(struct trans *t); /* out-of-line parts */
 bool trans_linear_page_differs(const struct trans *t, uint64_t target);

@@ -21,11 +21,6 @@ static bool unit_ok(uint32_t hflags, const struct insn *in)
 	return (hflags & need[in->unit]) == need[in->unit];
 }
 
-static bool is_cld_std(const struct insn *in)
-{
-	return in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd);
-}
-
 static bool translate_one(struct trans *t, const struct insn *in, const uint8_t *bytes)
 {
 	struct operand op;
@@ -38,13 +33,10 @@ static bool translate_one(struct trans *t, const struct insn *in, const uint8_t 
 	}
 	if (in->kind != INSN_NATIVE)
 		return trans_flow(t, in, bytes);
-	if (is_cld_std(in)) {
+	if (insn_is_cld_std(in)) {
 		if (in->op == 0xfd)
 			return false;
-		e_load_gs(&t->e, T0, GS(v.s.rflags));
-		e_pext(&t->e, T0, T0, GS(mask_not_df));
-		e_pdep(&t->e, T0, T0, GS(mask_not_df));
-		e_store_gs(&t->e, T0, GS(v.s.rflags));
+		trans_change_flag(t, GS(mask_not_df), 0);
 		return true;
 	}
 	if (!unit_ok(t->hflags, in))
