@@ -44,7 +44,7 @@ enum {
 
 /* All that a guest can see, apart from the queues and the PCI function. */
 struct virtio_state {
-	uint8_t status, isr;
+	uint8_t status, isr, generation;
 	uint16_t config_vector, queue_select;
 	uint32_t device_feature_select, driver_feature_select;
 	uint64_t driver_features;
@@ -108,6 +108,26 @@ void virtio_push(struct virtio *v, unsigned q, const struct virtqueue_chain *c, 
 	virtqueue_push(&v->queues[q], c, written);
 }
 
+bool virtio_waiting(struct virtio *v, unsigned q) { return usable(v, q) && virtqueue_waiting(&v->queues[q]); }
+
+void virtio_suppress(struct virtio *v, unsigned q)
+{
+	if (usable(v, q))
+		virtqueue_suppress(&v->queues[q]);
+}
+
+void virtio_put(struct virtio *v, unsigned q, uint16_t head, uint32_t written)
+{
+	if (v->queues[q].s.enabled)
+		virtqueue_put(&v->queues[q], head, written);
+}
+
+void virtio_publish(struct virtio *v, unsigned q)
+{
+	if (v->queues[q].s.enabled)
+		virtqueue_publish(&v->queues[q]);
+}
+
 uint32_t virtio_write(struct virtio *v, unsigned q, const struct virtqueue_chain *c, uint32_t off, const void *buf,
 		      uint32_t len)
 {
@@ -118,6 +138,13 @@ void virtio_interrupt(struct virtio *v, unsigned q)
 {
 	if (v->queues[q].s.enabled && virtqueue_wants_interrupt(&v->queues[q]))
 		interrupt(v, v->queues[q].s.msix_vector, ISR_QUEUE);
+}
+
+void virtio_config_changed(struct virtio *v)
+{
+	v->s.generation++;
+	if (v->s.status & STATUS_DRIVER_OK)
+		interrupt(v, v->s.config_vector, ISR_CONFIG);
 }
 
 static void kick(struct virtio *v, unsigned q)
@@ -155,6 +182,7 @@ static void reset(struct virtio *v)
 static void write_status(struct virtio *v, uint8_t value)
 {
 	struct virtio_state *s = &v->s;
+	uint8_t before = s->status;
 
 	if (!value) {
 		reset(v);
@@ -166,6 +194,8 @@ static void write_status(struct virtio *v, uint8_t value)
 	if (!((s->status | value) & STATUS_FEATURES_OK))
 		value &= (uint8_t)~STATUS_DRIVER_OK;
 	s->status |= value; /* a driver must not clear bits but by reset */
+	if (s->status & ~before & STATUS_DRIVER_OK && v->class->started)
+		v->class->started(v->dev, s->driver_features);
 }
 
 static struct virtqueue *selected(struct virtio *v)
@@ -269,6 +299,7 @@ static uint32_t read_common(struct virtio *v, unsigned off, unsigned size)
 	put_le16(b + COMMON_CONFIG_VECTOR, s->config_vector);
 	put_le16(b + COMMON_NUM_QUEUES, (uint16_t)v->class->nqueues);
 	b[COMMON_STATUS] = s->status;
+	b[COMMON_GENERATION] = s->generation;
 	put_le16(b + COMMON_QUEUE_SELECT, s->queue_select);
 	if (q) {
 		put_le16(b + COMMON_QUEUE_SIZE, q->s.size);

@@ -15,7 +15,7 @@
 #include "dev/pci/pci.h"
 #include "dev/virtio/virtqueue.h"
 
-#define VIRTIO_QUEUES_MAX 8
+#define VIRTIO_QUEUES_MAX 17
 #define VIRTIO_CONFIG_MAX 64
 
 #define VIRTIO_F_INDIRECT_DESC 28
@@ -38,6 +38,8 @@ struct virtio_class {
 	void (*config_read)(void *dev, uint8_t *config);
 	void (*config_write)(void *dev, unsigned off, unsigned size, uint32_t value);
 	void (*reset)(void *dev); /* may be NULL; the queues are gone */
+	/* The driver set DRIVER_OK, having agreed to these features; may be NULL. */
+	void (*started)(void *dev, uint64_t features);
 };
 
 struct virtio_config {
@@ -54,9 +56,16 @@ void virtio_free(struct virtio *v);
 /* False: nothing to take (or the queue is not in use, or was found broken). */
 bool virtio_pop(struct virtio *v, unsigned q, struct virtqueue_chain *c);
 void virtio_push(struct virtio *v, unsigned q, const struct virtqueue_chain *c, uint32_t written);
+/* For a device that looks for work by itself (virtqueue.h); all do nothing when the queue is not in use. */
+bool virtio_waiting(struct virtio *v, unsigned q);
+void virtio_suppress(struct virtio *v, unsigned q);
+void virtio_put(struct virtio *v, unsigned q, uint16_t head, uint32_t written);
+void virtio_publish(struct virtio *v, unsigned q);
 uint32_t virtio_write(struct virtio *v, unsigned q, const struct virtqueue_chain *c, uint32_t off, const void *buf,
 		      uint32_t len);
 /* Tell the driver of what was pushed, if it wants to know. */
 void virtio_interrupt(struct virtio *v, unsigned q);
+/* The device's configuration changed by itself: count it, and tell the driver (4.1.5.4). */
+void virtio_config_changed(struct virtio *v);
 
 #endif

@@ -5,7 +5,7 @@
 enum {
 	DESC_LEN = 16,
 	DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4,
-	AVAIL_NO_INTERRUPT = 1,
+	AVAIL_NO_INTERRUPT = 1, USED_NO_NOTIFY = 1,
 	RING_FLAGS = 0, RING_IDX = 2, RING_ENTRIES = 4,
 	USED_ELEM_LEN = 8,
 };
@@ -43,6 +43,12 @@ bool virtqueue_enable(struct virtqueue *q)
 	return s->enabled;
 }
 
+static void set_used_flags(struct virtqueue *q, uint16_t flags)
+{
+	store16(q->used + RING_FLAGS, flags);
+	ram_wrote(q->ram, q->s.used + RING_FLAGS, 2);
+}
+
 /* Ask for a notification of the next chain (2.7.10), then look again: it may have come meanwhile. */
 static bool still_empty(struct virtqueue *q)
 {
@@ -52,7 +58,10 @@ static bool still_empty(struct virtqueue *q)
 	if (s->event_idx) {
 		store16(q->used + at, s->next_avail);
 		ram_wrote(q->ram, s->used + at, 2);
+	} else if (s->quiet) {
+		set_used_flags(q, 0);
 	}
+	s->quiet = false;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return load16(q->avail + RING_IDX) == s->next_avail;
 }
@@ -139,17 +148,37 @@ enum virtqueue_result virtqueue_pop(struct virtqueue *q, struct virtqueue_chain 
 	return VIRTQUEUE_CHAIN;
 }
 
-void virtqueue_push(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t written)
+bool virtqueue_waiting(const struct virtqueue *q) { return load16(q->avail + RING_IDX) != q->s.next_avail; }
+
+/* With EVENT_IDX the event lies behind already: the driver notifies when it passes it again, which a pop moves. */
+void virtqueue_suppress(struct virtqueue *q)
+{
+	if (!q->s.quiet && !q->s.event_idx)
+		set_used_flags(q, USED_NO_NOTIFY);
+	q->s.quiet = true;
+}
+
+void virtqueue_put(struct virtqueue *q, uint16_t head, uint32_t written)
 {
 	struct virtqueue_state *s = &q->s;
 	uint64_t at = RING_ENTRIES + (uint64_t)USED_ELEM_LEN * (s->next_used % s->size);
 
-	put_le32(q->used + at, c->head);
+	put_le32(q->used + at, head);
 	put_le32(q->used + at + 4, written);
 	s->next_used++;
-	store16(q->used + RING_IDX, s->next_used);
 	ram_wrote(q->ram, s->used + at, USED_ELEM_LEN);
-	ram_wrote(q->ram, s->used + RING_IDX, 2);
+}
+
+void virtqueue_publish(struct virtqueue *q)
+{
+	store16(q->used + RING_IDX, q->s.next_used);
+	ram_wrote(q->ram, q->s.used + RING_IDX, 2);
+}
+
+void virtqueue_push(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t written)
+{
+	virtqueue_put(q, c->head, written);
+	virtqueue_publish(q);
 }
 
 bool virtqueue_wants_interrupt(struct virtqueue *q)

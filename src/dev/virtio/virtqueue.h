@@ -23,6 +23,7 @@ struct virtqueue_state {
 	uint16_t next_avail; /* of the avail ring, not taken yet */
 	uint16_t next_used;
 	uint16_t signalled; /* next_used when the driver was last told, or need not be */
+	bool quiet;         /* the driver was asked not to notify */
 };
 
 struct virtqueue {
@@ -52,8 +53,15 @@ enum virtqueue_result { VIRTQUEUE_EMPTY, VIRTQUEUE_CHAIN, VIRTQUEUE_BROKEN };
 bool virtqueue_enable(struct virtqueue *q);
 /* Take the next chain. EMPTY: the next one will be notified. BROKEN: the driver violated 2.7; use it no more. */
 enum virtqueue_result virtqueue_pop(struct virtqueue *q, struct virtqueue_chain *c);
+/* Is a chain there to be popped? Asks for no notification. */
+bool virtqueue_waiting(const struct virtqueue *q);
+/* The device looks by itself for a while: the driver need not notify until a pop finds nothing (2.7.10). */
+void virtqueue_suppress(struct virtqueue *q);
 /* Hand the chain back, of which the first `written` bytes of the writable buffers were filled. */
 void virtqueue_push(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t written);
+/* The same in two steps, for chains that the driver must see all at once: put each head, then publish. */
+void virtqueue_put(struct virtqueue *q, uint16_t head, uint32_t written);
+void virtqueue_publish(struct virtqueue *q);
 /* After pushes: does the driver want an interrupt (2.7.7)? */
 bool virtqueue_wants_interrupt(struct virtqueue *q);
 /* Copy into the writable buffers from offset off; returns the bytes that fit. */

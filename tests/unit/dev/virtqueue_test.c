@@ -392,6 +392,48 @@ static void *rewrite(void *ctx)
 	return NULL;
 }
 
+/* A device that looks by itself asks for no notification, until a pop finds nothing. */
+static void test_suppress(void **state)
+{
+	struct rig *r = *state;
+
+	desc(r, 0, DATA, 16, 0, 0);
+	assert_false(virtqueue_waiting(&r->q));
+	virtqueue_suppress(&r->q);
+	assert_int_equal(peek(r, USED, 2), 1);
+	offer(r, 0);
+	assert_true(virtqueue_waiting(&r->q));
+	assert_int_equal(virtqueue_pop(&r->q, &r->c), VIRTQUEUE_CHAIN);
+	assert_int_equal(peek(r, USED, 2), 1);
+	assert_int_equal(virtqueue_pop(&r->q, &r->c), VIRTQUEUE_EMPTY);
+	assert_int_equal(peek(r, USED, 2), 0);
+	/* With an event index the flags stay 0, and waiting leaves the event where it was. */
+	r->q.s.event_idx = true;
+	virtqueue_suppress(&r->q);
+	offer(r, 0);
+	assert_true(virtqueue_waiting(&r->q));
+	assert_int_equal(peek(r, USED, 2), 0);
+	assert_int_equal(peek(r, USED + 4 + 8 * SIZE, 2), 0);
+	assert_int_equal(virtqueue_pop(&r->q, &r->c), VIRTQUEUE_CHAIN);
+	assert_int_equal(virtqueue_pop(&r->q, &r->c), VIRTQUEUE_EMPTY);
+	assert_int_equal(peek(r, USED + 4 + 8 * SIZE, 2), 2);
+}
+
+/* What was put is seen by the driver all at once. */
+static void test_publish(void **state)
+{
+	struct rig *r = *state;
+
+	virtqueue_put(&r->q, 3, 100);
+	virtqueue_put(&r->q, 6, 200);
+	assert_int_equal(peek(r, USED + 2, 2), 0);
+	assert_int_equal(peek(r, USED + 4, 4), 3);
+	assert_int_equal(peek(r, USED + 8, 4), 100);
+	assert_int_equal(peek(r, USED + 12, 4), 6);
+	virtqueue_publish(&r->q);
+	assert_int_equal(peek(r, USED + 2, 2), 2);
+}
+
 /* Whatever is caught in the act: what comes out lies in RAM, and is what was checked. */
 static void test_descriptors_change_meanwhile(void **state)
 {
@@ -435,6 +477,7 @@ int main(void)
 		T(test_indices_wrap),	       T(test_interrupt_flag),	 T(test_event_index),
 		T(test_rings_must_lie_in_ram), T(test_malicious_chains), T(test_malicious_indirect),
 		T(test_malicious_ring),	       T(test_total_length), T(test_descriptors_change_meanwhile),
+		T(test_suppress), T(test_publish),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
