@@ -115,6 +115,12 @@ struct block_format {
 	int (*discard)(struct block *b, uint64_t off, uint64_t len); /* a hint: afterwards reads give old data or zeroes */
 	int (*write_zeroes)(struct block *b, uint64_t off, uint64_t len, bool may_unmap);
 	int (*map)(struct block *b, uint64_t off, uint64_t len, struct block_extent *out);
+	/*
+	 * May [off, off + len) be read (write: overwritten) as plain bytes of one file, past the format and without a change of its
+	 * metadata? Then where. It stays so until a discard, write_zeroes, resize or snapshot operation on the range; it must be
+	 * cheap, without I/O. NULL or false: go through read and write.
+	 */
+	bool (*plain)(struct block *b, uint64_t off, uint64_t len, bool write, int *fd, uint64_t *host_off);
 	int (*write_compressed)(struct block *b, uint64_t off, uint64_t len, const void *buf); /* whole clusters, for convert */
 	bool (*resize)(struct block *b, uint64_t size, struct error *err);
 	bool (*check)(struct block *b, bool repair, struct block_check *c, struct error *err); /* false: could not be checked */
@@ -161,10 +167,17 @@ int block_write_zeroes(struct block *b, uint64_t off, uint64_t len, bool may_unm
 int block_map(struct block *b, uint64_t off, uint64_t len, struct block_extent *out);
 
 /*
- * For formats: open a file of an image with lock and cache mode as asked; -1: err. Opens no directories, devices other than
- * block devices, or FIFOs.
+ * For formats: open a file of an image and lock it; -1: err. Opens no directories, devices other than block devices, or FIFOs.
+ * The file goes through the host's page cache also with BLOCK_CACHE_NONE: metadata need no alignment.
  */
 int block_file_open(const char *path, const struct block_options *o, bool write, struct error *err);
+/*
+ * For formats, with BLOCK_CACHE_NONE: the same file once more, with O_DIRECT, for data; *align is filled with what offsets,
+ * lengths and addresses must be multiples of. -1: there is no such thing here; use the first one.
+ */
+int block_file_direct(int fd, bool write, uint32_t *align);
+/* For formats: make a new file, empty and locked for writing; one that exists is never overwritten. -1: err. */
+int block_file_create(const char *path, struct error *err);
 /* For formats: open the backing file that an image names, by the rules of block_options.backing. */
 struct block *block_open_backing(const struct block_options *o, const char *name, const char *format, struct error *err);
 
