@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
-import re
 import select
 import statistics
 import subprocess
@@ -21,13 +19,14 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "bench/lib"))
+import host  # noqa: E402
+import svg  # noqa: E402
+
 MARK = b"doppel: init reached"
 LIMIT = 15
 TRIES = 5  # QEMU 7.2's microvm hangs early in some boots: such a boot is made again, and counted
 MEMORY = "512M"
-# Mappings that hold the guest's RAM and translated code: not the VMM's own memory.
-RAM = re.compile(r"memfd:(doppel-ram|guest-ram)")
-CODE = re.compile(r"memfd:doppel-code")
 
 
 def arguments():
@@ -93,45 +92,28 @@ def boot_again(name, hangs, *args):
     sys.exit(f"bench: {name} hangs every time")
 
 
-def resident(pid):
-    """KiB resident, by kind of mapping. RAM and code are mapped more than once: their largest mapping counts."""
-    kib = {"ram": 0, "code": 0, "own": 0}
-    kind = "own"
-    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            name = line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
-            kind = "ram" if RAM.search(name) else "code" if CODE.search(name) else "own"
-        elif line.startswith("Rss:"):
-            size = int(line.split()[1])
-            kib[kind] = kib[kind] + size if kind == "own" else max(kib[kind], size)
-    return kib
-
-
 def memory(name, hangs, command):
     result = {}
 
     def sample(pid):
         time.sleep(1)
-        result.update(resident(pid))
+        result.update(host.resident(pid))
     boot_again(name, hangs, command("console=ttyS0 quiet doppel.run=\"sleep 2\""), sample)
     return result
 
 
-def svg(rows, path):
+def chart(rows, path):
     """Horizontal bars: time to /init and to power-off."""
     widest = max(r["poweroff_s"] for r in rows)
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="720" height="%d" font-family="sans-serif" font-size="13">' % (60 + 62 * len(rows)),
-           '<rect width="100%" height="100%" fill="white"/>',
-           '<text x="10" y="22" font-size="15">Debian cloud kernel: seconds from VMM start, median (less is better)</text>']
+    d = svg.Drawing(720, 60 + 62 * len(rows), "Debian cloud kernel: seconds from VMM start, median (less is better)")
     for i, r in enumerate(rows):
         y = 42 + 62 * i
-        out.append(f'<text x="10" y="{y + 24}">{r["name"]}</text>')
+        d.text(10, y + 24, r["name"])
         for j, (key, colour, label) in enumerate((("init_s", "#2a6f97", "/init"), ("poweroff_s", "#89c2d9", "power-off"))):
             w = 440 * r[key] / widest
-            out.append(f'<rect x="150" y="{y + 24 * j}" width="{w:.0f}" height="20" fill="{colour}"/>')
-            out.append(f'<text x="{155 + w:.0f}" y="{y + 15 + 24 * j}">{r[key]:.2f} {label}</text>')
-    out.append("</svg>\n")
-    path.write_text("\n".join(out))
+            d.bar(150, y + 24 * j, w, 20, colour)
+            d.text(155 + w, y + 15 + 24 * j, f"{r[key]:.2f} {label}")
+    d.write(path)
 
 
 def table(rows, facts):
@@ -148,15 +130,9 @@ def table(rows, facts):
     return "\n".join(out) + "\n"
 
 
-def host():
-    info = pathlib.Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", info)
-    return f"{model.group(1) if model else 'unknown CPU'}, {os.cpu_count()} CPUs, Linux {platform.release()}"
-
-
 def main():
     a = arguments()
-    fetched = subprocess.run([ROOT / "tools/fetch-kernel", "cloud"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    fetched = host.cloud_kernel(ROOT)
     with tempfile.TemporaryDirectory() as work:
         initrd = os.path.join(work, "initrd.gz")
         subprocess.run([ROOT / "tools/make-initramfs", initrd, fetched], check=True)
@@ -175,14 +151,13 @@ def main():
             rows.append({"name": name, "init_s": statistics.median(init), "init_min": min(init), "init_max": max(init),
                          "poweroff_s": statistics.median(off), "poweroff_min": min(off), "poweroff_max": max(off),
                          "rounds": times[name], "memory_kib": memory(name, hangs, command), "hangs": hangs[name]})
-    facts = {"kernel": (pathlib.Path(fetched) / "package").read_text().strip(), "host": host(), "rounds": a.rounds,
-             "qemu": subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]}
+    facts = {"kernel": host.package(fetched), "host": host.host(), "rounds": a.rounds, "qemu": host.qemu()}
     text = table(rows, facts)
     print("\n" + text)
     a.output.mkdir(parents=True, exist_ok=True)
     (a.output / "boot.json").write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
     (a.output / "boot.md").write_text("# Boot benchmark\n\n" + text + "\n![seconds to /init and to power-off](boot.svg)\n")
-    svg(rows, a.output / "boot.svg")
+    chart(rows, a.output / "boot.svg")
 
 
 main()

@@ -14,19 +14,23 @@ too. A job whose output differs from the native one has failed, and has no figur
   bench/guest/bench.py --output docs/bench --rounds 5           everything, for the table in docs/bench
 """
 import argparse
+import copy
 import json
 import pathlib
 import statistics
 import subprocess
 import sys
 
-import image
-import jobs
-import worker
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-TRIES = 4
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT / "bench/lib"))
+import host  # noqa: E402
+import image  # noqa: E402
+import jobs  # noqa: E402
+import report  # noqa: E402
+import worker  # noqa: E402
+
+TRIES = 4  # QEMU 7.2 hangs early in some boots
+IDLE = 10
 
 
 def arguments():
@@ -45,6 +49,8 @@ def arguments():
     p.add_argument("--pause", action="store_true", help="print the process and wait for Enter around each job")
     p.add_argument("--json", type=pathlib.Path, help="write all samples to this file")
     p.add_argument("--output", type=pathlib.Path, help="write guest.md, guest.json and guest.svg into this folder")
+    p.add_argument("--idle", type=float, default=IDLE, help="seconds of idling measured for --output")
+    p.add_argument("--counters", help="a command that prints counters of the process {pid}, after all jobs; goes into guest.json")
     p.add_argument("--list", action="store_true")
     return p.parse_args()
 
@@ -53,7 +59,7 @@ def select(a):
     if a.shell:
         return [jobs.Job("shell-command", "compute", a.shell)]
     if a.quick:
-        return [jobs.BY_NAME[n] for n in jobs.QUICK]
+        return jobs.QUICK
     wanted = a.jobs.split(",") if a.jobs else [r for r in jobs.ROWS]
     if unknown := [w for w in wanted if w not in jobs.BY_NAME and w not in {j.row for j in jobs.JOBS} | set(jobs.ROWS)]:
         sys.exit(f"bench: no job or row {', '.join(unknown)}: see --list")
@@ -64,8 +70,7 @@ def commands(a, where):
     """engine -> command line."""
     kernel = None
     if set(a.engines.split(",")) != {"native"}:
-        fetched = subprocess.run([ROOT / "tools/fetch-kernel", "cloud"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-        kernel = pathlib.Path(fetched) / "vmlinuz"
+        kernel = host.cloud_kernel(ROOT) / "vmlinuz"
     initrd, append = where / "initrd", f"console=ttyS0 quiet panic=-1 {a.append}"
     them = {
         "native": worker.native(where / "root", a.cpus),
@@ -78,6 +83,21 @@ def commands(a, where):
     return {e: them[e] for e in a.engines.split(",")}
 
 
+def after(a, workers):
+    """What is measured once, when a virtual machine has run all jobs: engine -> idle CPU share, resident memory, counters."""
+    found = {}
+    for engine, w in ((e, w) for e, w in workers.items() if w and e != "native"):
+        try:
+            found[engine] = {"idle": w.idle(a.idle), "resident_kib": host.resident(w.process.pid)}
+        except worker.Failure as e:
+            print(f"  idle: {e}", flush=True)
+            continue
+        if a.counters and engine == "soft":
+            done = subprocess.run(a.counters.replace("{pid}", str(w.process.pid)), shell=True, stdout=subprocess.PIPE, text=True)
+            found[engine]["counters"] = done.stdout
+    return found
+
+
 class Run:
     """Samples and failures of all rounds."""
 
@@ -86,7 +106,9 @@ class Run:
         self.samples = {}   # row -> job -> engine -> [sample]
         self.failures = []  # (engine, job, why)
         self.boots = {e: [] for e in contenders if e != "native"}
+        self.retries = []   # boots that failed and were made again
         self.checksums = {}
+        self.once = {}
 
     def fail(self, engine, job, why):
         self.failures.append({"engine": engine, "job": job, "why": why})
@@ -100,7 +122,9 @@ class Run:
                     self.boots[engine].append({"init_s": w.init_s, "ready_s": w.ready_s})
                 return w
             except worker.Failure as e:
-                self.fail(engine, "boot", str(e))
+                self.retries.append(f"{engine}: {e}")
+                print(f"  boot failed, again: {engine}: {e}", flush=True)
+        self.fail(engine, "boot", f"failed {TRIES} times")
         return None
 
     def judge(self, engine, job, sample):
@@ -149,6 +173,8 @@ class Run:
                     for engine in self.contenders:
                         self.job(workers, engine, job, row)
                 self.progress(number, job, rows)
+            if number == self.a.rounds and self.a.output and self.a.idle:
+                self.once = after(self.a, workers)
         finally:
             for w in filter(None, workers.values()):
                 w.quit()
@@ -161,56 +187,51 @@ class Run:
         print(f"round {number}: {job.name}: " + "; ".join(words), flush=True)
 
 
-def summary(run):
-    """Medians: a list of {row, job, engine -> {s, cpu_s, ratio, cpu_ratio}}."""
-    out = []
-    for row, by_job in run.samples.items():
-        for name, by_engine in by_job.items():
-            line = {"row": row, "job": name, "what": getattr(jobs.BY_NAME.get(name), "what", ""), "engines": {}}
-            middle = {e: {k: statistics.median(x[k] for x in s) for k in ("s", "cpu_s")} for e, s in by_engine.items()}
-            for engine, m in middle.items():
-                if "native" in middle and engine != "native":
-                    m["ratio"] = m["s"] / middle["native"]["s"]
-                    m["cpu_ratio"] = m["cpu_s"] / middle["native"]["cpu_s"] if middle["native"]["cpu_s"] else None
-                line["engines"][engine] = m
-            out.append(line)
-    return out
+def smp(a, where):
+    """The same work by one thread and by two, on two CPUs: engine -> speed-up, and the run."""
+    b = copy.copy(a)
+    b.cpus = 2
+    run = Run(b, [j for j in jobs.JOBS if j.row == "smp"], commands(b, where))
+    for i in range(a.rounds):
+        run.round(i + 1)
+    by_job = run.samples.get("smp", {})
+    gain = {}
+    for engine in run.contenders:
+        one, two = (by_job.get(j, {}).get(engine) for j in ("parallel-1", "parallel-2"))
+        if one and two:
+            gain[engine] = statistics.median(x["s"] for x in one) / statistics.median(x["s"] for x in two)
+    return gain, run
 
 
-def geometric(values):
-    values = [v for v in values if v]
-    return statistics.geometric_mean(values) if values else None
+def facts(a):
+    return {"host": host.host(), "kernel": host.package(host.cloud_kernel(ROOT)), "qemu": host.qemu(), "rounds": a.rounds, "cpus": a.cpus,
+            "doppel": subprocess.run([a.doppel, "version"], stdout=subprocess.PIPE, text=True).stdout.strip(),
+            "packages": (image.image(a.quick) / "packages").read_text().split("\n")[:-1]}
 
 
-def means(lines, engine, key="ratio"):
-    """row -> geometric mean of the ratios."""
-    result = {}
-    for row in dict.fromkeys(x["row"] for x in lines):
-        result[row] = geometric([x["engines"][engine].get(key) for x in lines if x["row"] == row and engine in x["engines"]])
-    return result
-
-
-def number(value, form="{:.2f}"):
-    return form.format(value) if value is not None else ""
-
-
-def table(lines, engines):
-    others = [e for e in engines if e != "native"]
-    head = ["job", "native, s"] + [f"{e}{k}" for e in others for k in (", s", " / native", " CPU / native")]
-    out = []
-    for row in dict.fromkeys(x["row"] for x in lines):
-        out += [f"**{jobs.ROWS.get(row, (row,))[0]}**", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for x in (x for x in lines if x["row"] == row):
-            cells = [x["job"], number(x["engines"].get("native", {}).get("s"), "{:.3f}")]
-            for e in others:
-                m = x["engines"].get(e, {})
-                cells += [number(m.get("s"), "{:.3f}"), number(m.get("ratio")), number(m.get("cpu_ratio"))]
-            out.append("| " + " | ".join(cells) + " |")
-        cells = ["geometric mean", ""]
-        for e in others:
-            cells += ["", number(means(lines, e)[row]), number(means(lines, e, "cpu_ratio")[row])]
-        out += ["| " + " | ".join(cells) + " |", ""]
-    return "\n".join(out)
+def write(a, run, lines, gain, smp_run):
+    """guest.md, guest.json and guest.svg."""
+    once = run.once
+    others, known = [e for e in run.contenders if e != "native"], facts(a)
+    inits = {e: statistics.median(b["init_s"] for b in run.boots[e]) for e in others if run.boots[e]}
+    body = [[report.NAMES[e], f"{gain[e]:.2f}x" if e in gain else "", report.number(inits.get(e)),
+             f"{100 * once[e]['idle']:.1f} %" if e in once else "",
+             "{:.0f}".format(once[e]["resident_kib"]["own"] / 1024) if e in once else "",
+             "{:.1f}".format(once[e]["resident_kib"]["code"] / 1024) if e in once and once[e]["resident_kib"]["code"] else ""] for e in run.contenders]
+    failures = [f"{f['engine']}: {f['job']}: {f['why'].splitlines()[0]}" for f in run.failures + (smp_run.failures if smp_run else [])]
+    text = ["# Guest benchmark", "", "Ordinary Debian programs inside a virtual machine, compared with the same binaries natively.", "",
+            "![geometric means of the ratios to native](guest.svg)", "", report.goals(lines, others), "",
+            report.markdown(["", "2 threads on 2 CPUs", "to /init of this image, s", f"idle guest, CPU ({a.idle:g} s)", "VMM's own memory, MiB", "code cache, MiB"], body), "",
+            "## Every job", "", report.details(lines, others), "Failures: " + ("; ".join(failures) if failures else "none") + f". Boots that failed and were made again: {len(run.retries)}.", "",
+            f"Medians of {a.rounds} rounds; in each, every virtual machine starts anew and each job runs in all of them in turn, timed inside by CLOCK_MONOTONIC. "
+            "An output that differs from the native one is a failure. Short programs run once before anything of them was translated, and once more. "
+            "`CPU / native` compares CPU time of the VMM's process with that of the job natively. "
+            f"{known['doppel']}; {known['host']}; {known['kernel']}, {worker.MEMORY} of RAM, {a.cpus} CPU; {known['qemu']}. Made by `bench/guest/bench.py --output docs/bench`."]
+    a.output.mkdir(parents=True, exist_ok=True)
+    (a.output / "guest.md").write_text("\n".join(text) + "\n")
+    (a.output / "guest.json").write_text(json.dumps({**known, "medians": lines, "speedup": gain, "once": once, "boots": run.boots, "failures": failures,
+                                                     "samples": run.samples}, indent=1) + "\n")
+    report.chart(lines, others, a.output / "guest.svg")
 
 
 def main():
@@ -226,14 +247,20 @@ def main():
     except image.Missing as e:
         print(f"skipped: {e}")
         sys.exit(77)
-    contenders = commands(a, where)
-    run = Run(a, select(a), contenders)
+    if a.quick and "native" in a.engines and subprocess.run(worker.native(where / "root", 0), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode:
+        print("skipped: no mount namespaces here, so no native run to compare with")
+        sys.exit(77)
+    run = Run(a, select(a), commands(a, where))
     for i in range(a.rounds):
         run.round(i + 1)
-    lines = summary(run)
-    print("\n" + table(lines, list(contenders)))
+    gain, smp_run = smp(a, where) if a.output else ({}, None)
+    lines = report.summary(run.samples)
+    others = [e for e in run.contenders if e != "native"]
+    print("\n" + report.details(lines, others) + "\n" + report.goals(lines, others, cpu=True))
     if a.json:
         a.json.write_text(json.dumps({"medians": lines, "samples": run.samples, "boots": run.boots, "failures": run.failures}, indent=1) + "\n")
+    if a.output:
+        write(a, run, lines, gain, smp_run)
     if run.failures:
         sys.exit(f"bench: {len(run.failures)} failures, see above")
 

@@ -1,12 +1,13 @@
 /*
- * The job driver: runs inside the guest as /init's child, and natively in the same tree. Reads commands from standard input, a line each,
- * and answers on standard output (in the guest: the serial console), a line each, always with the prefix "@bench ":
+ * The job driver: runs inside the guest as /init's child, and natively in the same tree. Reads commands from standard
+ * input, a line each, and answers on standard output (in the guest: the serial console), with the prefix "@bench ":
  *
  *	run COMMAND    sh -c COMMAND, output to a file   ->  done WALL_NS USER_US SYS_US STATUS BYTES HASH
  *	sleep MS       do nothing                        ->  slept WALL_NS
  *	quit           end
  *
- * The time is CLOCK_MONOTONIC around fork and wait; the checksum (FNV-1a, 64 bits) of the output is taken afterwards. Says "@bench ready" first.
+ * The time is CLOCK_MONOTONIC around fork and wait; the checksum (FNV-1a, 64 bits) of the output is taken afterwards.
+ * Says "@bench ready" first.
  *
  * usage: driver [CPUS]     with CPUS, jobs run on the first so many CPUs only
  */

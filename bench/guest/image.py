@@ -183,7 +183,7 @@ def image(quick=False, force=False):
         new = cache() / f"{kind}.new"
         shutil.rmtree(new, ignore_errors=True)
         (new / "work").mkdir(parents=True)
-        make(new / "root", new / "work", [jobs.BY_NAME[n] for n in jobs.QUICK] if quick else jobs.JOBS, quick)
+        make(new / "root", new / "work", jobs.QUICK if quick else jobs.JOBS, quick)
         shutil.rmtree(new / "work")
         pack(new / "root", new / "initrd")
         (new / "packages").write_text("".join(f"{p} {v}\n" for p, v in packages.items()))

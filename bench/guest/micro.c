@@ -251,8 +251,9 @@ static const struct {
 	const char *name;
 	void (*run)(long n, const char *arg);
 } jobs[] = {
-	{"fork", fork_job}, {"exec", exec_job}, {"fault", fault_job}, {"mmap", mmap_job}, {"getppid", getppid_job}, {"byte", byte_job},
-	{"pipe", pipe_job}, {"yield", yield_job}, {"matmul", matmul_job}, {"churn", churn_job}, {"parallel", parallel_job},
+	{"fork", fork_job}, {"exec", exec_job}, {"fault", fault_job}, {"mmap", mmap_job}, {"getppid", getppid_job},
+	{"byte", byte_job}, {"pipe", pipe_job}, {"yield", yield_job}, {"matmul", matmul_job}, {"churn", churn_job},
+	{"parallel", parallel_job},
 };
 
 int main(int argc, char **argv)

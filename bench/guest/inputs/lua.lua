@@ -26,4 +26,4 @@ for i = 1, 200000 do parts[#parts + 1] = string.format("%d:%x", i % 1000, i * 79
 local text = table.concat(parts, " ")
 local seen, n = {}, 0
 for a in text:gmatch(":(%x+)") do if not seen[a] then seen[a] = true; n = n + 1 end end
-print(fib(31), permutations(9), n, #text)
+print(fib(33), permutations(10), n, #text)

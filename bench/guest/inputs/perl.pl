@@ -5,7 +5,6 @@ use warnings;
 open(my $in, '<', '/in/text') or die "text: $!";
 my (%count, %lengths, $camel);
 while (my $line = <$in>) {
-	last if $. > 60000;
 	$count{lc $1}++ while $line =~ /\b([A-Za-z_]\w+)\b/g;
 	$camel++ if $line =~ /[a-z][A-Z][a-z]+\s*[({=]/;
 	$line =~ s/(\d+)/<$1>/g;
@@ -15,7 +14,7 @@ my @top = sort { $count{$b} <=> $count{$a} || $a cmp $b } keys %count;
 print join(' ', map { "$_=$count{$_}" } @top[0 .. 19]), "\n", scalar(@top), " $camel\n";
 my $mode = (sort { $lengths{$b} <=> $lengths{$a} || $a <=> $b } keys %lengths)[0];
 print "$mode\n";
-my @sieve = (1) x 400000;
+my @sieve = (1) x 2000000;
 for (my $i = 2; $i * $i < @sieve; $i++) {
 	next unless $sieve[$i];
 	for (my $j = $i * $i; $j < @sieve; $j += $i) { $sieve[$j] = 0 }

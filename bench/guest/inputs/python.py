@@ -44,6 +44,6 @@ def queens(n, row=0, columns=0, left=0, right=0):
     return found
 
 
-print(bodies(3500))
-print(words(60000))
-print(queens(8), queens(9))
+print(bodies(35000))
+print(words(200000))
+print(queens(8), queens(9), queens(10), queens(10))
