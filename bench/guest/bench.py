@@ -240,6 +240,9 @@ def main():
         for j in jobs.JOBS:
             print(f"{j.name:14}{j.row:9}{j.command if len(j.command) < 120 else j.command[:117] + '...'}")
         return
+    a.doppel = a.doppel.resolve()
+    if {"soft", "kvm"} & set(a.engines.split(",")) and not a.doppel.exists():
+        sys.exit(f"bench: no {a.doppel}: build doppel, or name it with --doppel")
     if a.quick:
         a.rounds = 1
     try:
