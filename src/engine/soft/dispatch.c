@@ -604,10 +604,12 @@ static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 		return;
 	}
 	if (*link >= 0 && flushes == sv->stats.flushes)
-		cache_link(sv, (uint32_t)*link, b, global);
+		cache_link(sv, (uint32_t)*link, b);
 	*link = -1;
-	if (linear_is_offset(sv))
+	if (linear_is_offset(sv)) {
+		itlb_fill(sv, b, global);
 		jc_insert(sv, b->pc, sv->cache->rx + b->host_off, global);
+	}
 	enter(sv, sv->cache->rx + b->host_off);
 	switch (sv->exit_reason) {
 	case SX_CHAIN:

@@ -4,7 +4,7 @@
  * Translated code runs with GS base = the addend table of the current context. At fixed negative distances from it lie
  * the context's private page(s) (jump cache) and the vCPU itself (one memfd, mapped once per context):
  *
- *   gs - CTX_OFF  jump cache and generation, private to the context
+ *   gs - CTX_OFF  jump cache and code mappings (ITLB), private to the context
  *                 a PROT_NONE page: alignment checks (CHECK_OFF) fault in it
  *   gs - VCPU_OFF struct soft_vcpu, shared
  *   gs            addend table: one 8-byte addend per guest page, 2^36 entries (512 GiB reserved, touched lazily)
@@ -37,7 +37,8 @@
 #define CHECK_OFF (VCPU_OFF + HOLE_SIZE + 8)
 #define JC_NEG_OFF CTX_OFF                          /* int64: minus pc */
 #define JC_HOST_OFF (CTX_OFF - JC_ENTRIES * 8)      /* host address */
-#define CTX_GEN_OFF (CTX_OFF - JC_ENTRIES * 16)     /* uint32: generation of this context's code mappings */
+#define ITLB_OFF (CTX_OFF - JC_ENTRIES * 16)        /* uint32: number of the mapping of a page with code, 0: unknown */
+#define ITLB_ENTRIES 1024
 
 #define T0 11
 #define T1 10
@@ -64,10 +65,15 @@ struct table_page {
 	bool used;       /* holds filled entries at all */
 };
 
+#define JC_LOG 512
+
 struct tlb_ctx {
 	uint8_t *gs; /* GS base: the table */
 	uint32_t hflags;       /* mode that the jump cache's entries were made in */
 	bool jc_nonglobal, jc_used;
+	uint64_t itlb_global[ITLB_ENTRIES / 64]; /* a bit for each entry: comes from a global mapping */
+	uint16_t jc_log[JC_LOG]; /* the places filled since the jump cache was emptied, while there are few */
+	unsigned njc_log;
 	bool huge; /* filled from a page larger than 2 MiB since it was last emptied */
 	uint32_t npages, cap;
 	struct table_page *pages;
@@ -106,6 +112,7 @@ struct block {
 	struct block *hash_next;
 	struct block *page_next[2];
 	struct link *incoming;
+	uint32_t mapping; /* number of (page of pc, page of gpa): see cache_mapping */
 	uint32_t map_off; /* first of ninsn entries in cache->map */
 };
 
@@ -122,9 +129,8 @@ struct link {
 	struct link *next; /* in to->incoming */
 	uint32_t patch_off;  /* cache offset of the rel32 that takes the exit */
 	uint32_t stub_off;   /* where it goes when unlinked */
-	uint32_t thunk_off;  /* gen-checked thunk: patch_off goes here when linked; 0 for a link within the page */
-	uint32_t thunk_gen_off, thunk_jmp_off; /* imm32 and rel32 in the thunk */
-	uint32_t thunk_genptr_off; /* disp32 of the generation's field */
+	uint32_t thunk_off;  /* checks the page's mapping: patch_off goes here when linked; 0 for a link within the page */
+	uint32_t thunk_id_off, thunk_jmp_off; /* disp32 and rel32 in the thunk */
 	uint32_t tail_off;   /* rel32 at the end of the stub: exit_chain, or the jump-cache look-up for what cannot be linked */
 };
 
@@ -169,7 +175,6 @@ struct soft_vcpu {
 	uint64_t mask_page, mask_jc, mask_jc2, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
 	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of, mask_df, mask_count;
 	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
-	uint64_t gen_global;   /* 32 bits used */
 	uint64_t xsave_mask;   /* XCR0 of the host, less what the guest may not see */
 	uint64_t step_ptr;     /* T0 at entry of a step stub */
 	uint64_t poll_ok_word;
@@ -184,7 +189,6 @@ struct soft_vcpu {
 	uint64_t slot_used[CTX_SLOTS];
 	uint64_t slot_clock;
 	unsigned slot;
-	uint32_t next_gen;
 	uint32_t table_pages; /* touched, in all contexts */
 	uint32_t hflags;
 	bool hflags_stale;
@@ -273,7 +277,9 @@ void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */
 void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global);
 void jc_remove(struct soft_vcpu *sv, uint64_t pc); /* from all contexts */
 void jc_clear_all(struct soft_vcpu *sv);
-uint32_t *ctx_gen(struct tlb_ctx *c);
+/* The page of b is mapped as b's mapping says, in the current context: thunks that lead there may jump. */
+void itlb_fill(struct soft_vcpu *sv, const struct block *b, bool global);
+static inline unsigned itlb_slot(uint64_t page) { return (unsigned)(page ^ page >> 10) & (ITLB_ENTRIES - 1); }
 
 /* mmu/mmu.c */
 /* gpa of the instruction byte at la; false: #PF raised. */
@@ -294,7 +300,7 @@ void cache_flush(struct soft_vcpu *sv);
 void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa);
 /* A write of len bytes to a page with code: drops what it must. True: the page may be written now through the VMM's view. */
 void cache_code_write(struct soft_vcpu *sv, gpa_t gpa, unsigned len);
-void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to, bool global);
+void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to);
 bool cache_code_page_seen(struct code_cache *c, uint64_t page); /* a block was made from this linear page since the last flush */
 
 /* An access by this instruction was misaligned, or needed the slow path (MMIO) `SITE_SLOW_HITS` times: translated so next time. */

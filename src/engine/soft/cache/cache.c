@@ -49,9 +49,10 @@ struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *
 	c->links = reserve(c->max_links * sizeof(*c->links));
 	c->map = reserve(c->max_map * sizeof(*c->map));
 	c->step_pool = reserve(c->max_steps * sizeof(*c->step_pool));
+	c->mappings = reserve(MAPPINGS * sizeof(*c->mappings));
 	c->pages = reserve((ram_size(e->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
 	fd = memfd_create("doppel-code", MFD_CLOEXEC);
-	if (fd < 0 || ftruncate(fd, (off_t)bytes) || !c->blocks || !c->links || !c->map || !c->step_pool || !c->pages) {
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) || !c->blocks || !c->links || !c->map || !c->step_pool || !c->mappings || !c->pages) {
 		error_set(err, "soft engine: cannot create a code cache of %zu bytes", bytes);
 		return NULL;
 	}
@@ -79,6 +80,7 @@ void cache_free(struct code_cache *c)
 	munmap(c->links, c->max_links * sizeof(*c->links));
 	munmap(c->map, c->max_map * sizeof(*c->map));
 	munmap(c->step_pool, c->max_steps * sizeof(*c->step_pool));
+	munmap(c->mappings, MAPPINGS * sizeof(*c->mappings));
 	munmap(c->pages, (ram_size(c->engine->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
 	munmap(c, sizeof(*c));
 }
@@ -197,13 +199,43 @@ static void patch_rel32(struct code_cache *c, uint32_t at, uint32_t target)
 	__atomic_store_n((uint32_t *)(void *)(c->rw + at), rel, __ATOMIC_RELEASE);
 }
 
-void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to, bool global)
+uint32_t cache_mapping(struct code_cache *c, uint64_t page, uint64_t gpa_page)
+{
+	uint64_t h = (page ^ gpa_page << 20) * UINT64_C(0x9e3779b97f4a7c15) >> 40;
+	struct mapping *m;
+
+	for (;; h++) {
+		m = &c->mappings[h & (MAPPINGS - 1)];
+		if (!m->id)
+			break;
+		if (m->page == page && m->gpa_page == gpa_page)
+			return m->id;
+	}
+	c->nmappings++;
+	*m = (struct mapping){.page = page, .gpa_page = gpa_page, .id = ++c->next_mapping};
+	return m->id;
+}
+
+static void unlink_exit(struct code_cache *c, struct link *l)
+{
+	struct link **pp = &l->to->incoming;
+
+	while (*pp != l)
+		pp = &(*pp)->next;
+	*pp = l->next;
+	l->to = NULL;
+	patch_rel32(c, l->patch_off, l->stub_off);
+}
+
+void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 {
 	struct code_cache *c = sv->cache;
 	struct link *l = &c->links[link_no];
 
-	if (l->to || l->from->dead || to->dead)
+	if (l->to == to || l->from->dead || to->dead)
 		return;
+	if (l->to) /* the page is mapped elsewhere now */
+		unlink_exit(c, l);
 	if (!l->thunk_off) {
 		if (to->crossing) { /* its second page may be mapped anew: only looked up */
 			patch_rel32(c, l->tail_off, c->indirect);
@@ -211,12 +243,7 @@ void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to, bool g
 		}
 		patch_rel32(c, l->patch_off, to->host_off);
 	} else {
-		uint32_t gen = global ? (uint32_t)sv->gen_global : *ctx_gen(sv->ctx);
-		int32_t field = global ? (int32_t)offsetof(struct soft_vcpu, gen_global) - VCPU_OFF : -CTX_GEN_OFF;
-		uint32_t neg = 0u - gen;
-
-		memcpy(c->rw + l->thunk_gen_off, &neg, 4);
-		memcpy(c->rw + l->thunk_genptr_off, &field, 4);
+		put_le32(c->rw + l->thunk_id_off, 0u - to->mapping);
 		patch_rel32(c, l->thunk_jmp_off, to->host_off);
 		patch_rel32(c, l->patch_off, l->thunk_off);
 	}
@@ -305,7 +332,8 @@ void cache_flush(struct soft_vcpu *sv)
 	memset(c->hash, 0, sizeof(c->hash));
 	memset(c->steps, 0, sizeof(c->steps));
 	memset(c->seen, 0, sizeof(c->seen));
-	c->nblocks = c->nlinks = c->nmap = c->nsteps = 0;
+	memset(c->mappings, 0, MAPPINGS * sizeof(*c->mappings));
+	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nmappings = 0;
 	c->used = c->prologue_end;
 	c->protected_pages = 0;
 	c->flush_wanted = false;

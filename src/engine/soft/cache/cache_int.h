@@ -18,6 +18,17 @@ struct code_page {
 	uint32_t spared; /* writes beside the code that were let through */
 };
 
+/*
+ * A page of guest addresses with code, mapped to a guest-physical page, has a number. Each context's ITLB holds the numbers
+ * of the mappings known to be in force; a jump to another page compares. So a TLB flush drops nothing but ITLB entries:
+ * blocks and chains live on, and work again when the page proves to be mapped as before.
+ */
+struct mapping {
+	uint64_t page, gpa_page;
+	uint32_t id; /* 0: free; never given twice */
+};
+#define MAPPINGS 131072 /* hash table, at most half full */
+
 struct step_stub {
 	uint8_t bytes[16];
 	uint8_t len, mode;
@@ -43,9 +54,13 @@ struct code_cache {
 	uint32_t nsteps, max_steps;
 	struct code_page *pages; /* by memfd page, lazily touched */
 	uint32_t protected_pages;
+	struct mapping *mappings;
+	uint32_t nmappings, next_mapping;
 	uint8_t seen[SEEN_HASH / 8]; /* linear pages with code, hashed: false positives only cost a flush */
 	bool flush_wanted;
 	bool misaligned_sse; /* the host has MXCSR.MM: aligned SSE forms may be told not to fault */
 };
+
+uint32_t cache_mapping(struct code_cache *c, uint64_t page, uint64_t gpa_page);
 
 #endif

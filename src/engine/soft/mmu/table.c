@@ -28,9 +28,37 @@ static int64_t *entry_of(const struct tlb_ctx *c, uint64_t index)
 	return (int64_t *)c->gs + index;
 }
 
-uint32_t *ctx_gen(struct tlb_ctx *c)
+static uint32_t *itlb_of(const struct tlb_ctx *c)
 {
-	return (uint32_t *)(c->gs - CTX_GEN_OFF);
+	return (uint32_t *)(c->gs - ITLB_OFF);
+}
+
+void itlb_fill(struct soft_vcpu *sv, const struct block *b, bool global)
+{
+	struct tlb_ctx *c = sv->ctx;
+	unsigned i = itlb_slot(b->pc >> PAGE_SHIFT);
+
+	itlb_of(c)[i] = b->mapping;
+	if (global)
+		c->itlb_global[i / 64] |= BIT(i % 64);
+	else
+		c->itlb_global[i / 64] &= ~BIT(i % 64);
+}
+
+static void itlb_flush(struct tlb_ctx *c, bool keep_global)
+{
+	uint32_t *id = itlb_of(c);
+
+	for (unsigned i = 0; i < ITLB_ENTRIES; i += 64) {
+		if (!keep_global)
+			c->itlb_global[i / 64] = 0;
+		if (!c->itlb_global[i / 64])
+			memset(&id[i], 0, 64 * sizeof(*id));
+		else
+			for (unsigned j = 0; j < 64; j++)
+				if (!(c->itlb_global[i / 64] & BIT(j)))
+					id[i + j] = 0;
+	}
 }
 
 static size_t table_bytes(const struct soft_vcpu *sv) { return sv->v.engine->steps_only ? PAGE_SIZE : TABLE_BYTES; }
@@ -61,9 +89,7 @@ static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struc
 		return error_set(err, "soft engine: cannot map the vCPU area");
 	c->set_size = 256;
 	c->set = calloc(c->set_size, sizeof(*c->set));
-	*ctx_gen(c) = ++sv->next_gen;
-	for (unsigned i = 0; i < JC_ENTRIES; i++)
-		((int64_t *)(c->gs - JC_NEG_OFF))[i] = jc_empty(i);
+	jc_fill_empty(c);
 	return c->set != NULL || error_set(err, "out of memory");
 }
 
@@ -304,26 +330,43 @@ static void ctx_flush(struct soft_vcpu *sv, struct tlb_ctx *c, bool keep_global)
 
 static void jc_clear(struct soft_vcpu *sv, struct tlb_ctx *c)
 {
-	*ctx_gen(c) = ++sv->next_gen;
 	if (!c->jc_used)
 		return;
-	jc_fill_empty(c);
+	if (c->njc_log <= JC_LOG)
+		for (unsigned i = 0; i < c->njc_log; i++)
+			((int64_t *)(c->gs - JC_NEG_OFF))[c->jc_log[i]] = jc_empty(c->jc_log[i]);
+	else
+		jc_fill_empty(c);
+	c->njc_log = 0;
 	c->jc_used = c->jc_nonglobal = false;
 	sv->stats.jc_clears++;
+}
+
+static void ctx_forget_code(struct soft_vcpu *sv, struct tlb_ctx *c)
+{
+	itlb_flush(c, false);
+	jc_clear(sv, c);
 }
 
 void jc_clear_all(struct soft_vcpu *sv)
 {
 	for (unsigned s = 0; s < CTX_SLOTS; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
-			jc_clear(sv, &sv->ctxs[s][k]);
-	sv->gen_global = ++sv->next_gen;
+			ctx_forget_code(sv, &sv->ctxs[s][k]);
 }
 
 static unsigned jc_place(uint64_t pc, bool second)
 {
 	/* what PEXT with JC_MASK2 gives: bits 4-7, 12-20 */
 	return second ? (unsigned)((pc >> 4 & 0xf) | (pc >> 12 & 0x1ff) << 4) : (unsigned)(pc & JC_MASK1);
+}
+
+static void jc_note(struct tlb_ctx *c, unsigned place)
+{
+	if (c->njc_log < JC_LOG)
+		c->jc_log[c->njc_log] = (uint16_t)place;
+	if (c->njc_log <= JC_LOG)
+		c->njc_log++;
 }
 
 void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global)
@@ -337,7 +380,9 @@ void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global)
 		other = jc_place((uint64_t)-neg[i], true);
 		neg[other] = neg[i];
 		to[other] = to[i];
+		jc_note(c, other);
 	}
+	jc_note(c, i);
 	neg[i] = -(int64_t)pc;
 	to[i] = host;
 	c->jc_used = true;
@@ -366,10 +411,9 @@ static void slot_flush(struct soft_vcpu *sv, unsigned slot, bool keep_global)
 		struct tlb_ctx *c = &sv->ctxs[slot][k];
 
 		ctx_flush(sv, c, keep_global);
+		itlb_flush(c, keep_global);
 		if (!keep_global || c->jc_nonglobal)
 			jc_clear(sv, c);
-		else
-			*ctx_gen(c) = ++sv->next_gen;
 	}
 }
 
@@ -435,7 +479,6 @@ void mmu_flush_all(struct vcpu *v)
 	sv->stats.flushes++;
 	for (unsigned s = 0; s < CTX_SLOTS; s++)
 		slot_flush(sv, s, false);
-	sv->gen_global = ++sv->next_gen;
 	sv->ctlb_gen++;
 }
 
@@ -474,8 +517,10 @@ static void ctx_flush_page(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, bo
 		page_poison(sv, c, tp->number);
 		tp->used = tp->nonglobal = false;
 	}
-	if (code)
+	if (code) {
+		itlb_of(c)[itlb_slot((la & (BIT(48) - 1)) >> PAGE_SHIFT)] = 0;
 		jc_clear(sv, c);
+	}
 }
 
 void mmu_flush_page(struct vcpu *v, gva_t la)
@@ -487,8 +532,6 @@ void mmu_flush_page(struct vcpu *v, gva_t la)
 	for (unsigned s = 0; s < CTX_SLOTS; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
 			ctx_flush_page(sv, &sv->ctxs[s][k], la, code);
-	if (code)
-		sv->gen_global = ++sv->next_gen;
 	sv->ctlb_gen++;
 }
 

@@ -3,8 +3,8 @@
  *
  * Interrupt requests are seen at safepoints: a load through poll_ptr before every backward branch, in every indirect one,
  * and where code runs on over the end of the address space to 0: so every loop has one. Within a page, blocks are
- * chained by plain jumps. A jump to another page goes through a thunk that compares the generation of the context's
- * code mappings, as the page may be mapped anew.
+ * chained by plain jumps. A jump to another page goes through a thunk that checks that the page is still mapped as it
+ * was when the exits were chained: see cache_mapping.
  */
 #include "engine/soft/translate/trans_int.h"
 
@@ -54,17 +54,14 @@ static void emit_thunk(struct trans *t, struct link *l)
 
 	l->thunk_off = e_off(e);
 	e_mov(e, T1, R_CX);
-	e8(e, 0x65); /* mov ecx, gs:[generation] */
-	e8(e, 0x8b);
-	e_mem(e, R_CX, -1, -1, 0, 0);
-	l->thunk_genptr_off = e_off(e) - 4;
-	e8(e, 0x8d); /* lea ecx, [rcx - generation] */
+	e_load_gs32(e, R_CX, -ITLB_OFF + 4 * (int32_t)itlb_slot(l->target >> PAGE_SHIFT));
+	e8(e, 0x8d); /* lea ecx, [rcx - mapping] */
 	e8(e, 0x89);
 	e32(e, 0);
-	l->thunk_gen_off = e_off(e) - 4;
+	l->thunk_id_off = e_off(e) - 4;
 	hit = e_jrcxz(e, 8);
 	e_mov(e, R_CX, T1);
-	exit_to(t, l->target, t->c->indirect);
+	e_jmp_to(e, l->stub_off);
 	e_patch8(e, hit);
 	e_mov(e, R_CX, T1);
 	l->thunk_jmp_off = e_jmp(e);

@@ -152,7 +152,7 @@ static bool translate_crossing(struct trans *t, const uint8_t *page)
 static bool room(const struct code_cache *c)
 {
 	return c->used + MAX_BLOCK_BYTES <= c->size && c->nblocks < c->max_blocks && c->nlinks + MAX_BLOCK_LINKS <= c->max_links &&
-	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && !c->flush_wanted;
+	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && c->nmappings < MAPPINGS / 2 && !c->flush_wanted;
 }
 
 struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
@@ -171,7 +171,8 @@ struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 		cache_flush(sv);
 	c->used = (c->used + 15) & ~15ul;
 	b = t.b = &c->blocks[c->nblocks];
-	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap};
+	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap,
+			     .mapping = cache_mapping(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
 	translate_page(&t, page);
