@@ -40,6 +40,7 @@ def arguments():
     p.add_argument("--jobs", help="names of jobs or of rows; all but smp when not given")
     p.add_argument("--shell", help="run this command instead of jobs")
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--tcg-rounds", type=int, help="rounds in which TCG takes part, as it is slow: the first so many; all when not given")
     p.add_argument("--repeat", type=int, default=1, help="runs of each job in a round; the first of short jobs is cold")
     p.add_argument("--cpus", type=int, default=1)
     p.add_argument("--quick", action="store_true", help="a small image and few jobs, once: for the tests")
@@ -163,7 +164,8 @@ class Run:
         self.samples.setdefault(row, {}).setdefault(job.name, {}).setdefault(engine, []).append(sample)
 
     def round(self, number):
-        workers = {e: self.start(e) for e in self.contenders}
+        idle = {"tcg"} if self.a.tcg_rounds is not None and number > self.a.tcg_rounds else set()
+        workers = {e: None if e in idle else self.start(e) for e in self.contenders}
         try:
             for job in self.chosen:
                 rows = [job.row] * self.a.repeat
@@ -173,8 +175,8 @@ class Run:
                     for engine in self.contenders:
                         self.job(workers, engine, job, row)
                 self.progress(number, job, rows)
-            if number == self.a.rounds and self.a.output and self.a.idle:
-                self.once = after(self.a, workers)
+            if self.a.output and self.a.idle:
+                self.once |= after(self.a, workers)
         finally:
             for w in filter(None, workers.values()):
                 w.quit()
@@ -223,7 +225,7 @@ def write(a, run, lines, gain, smp_run):
             "![geometric means of the ratios to native](guest.svg)", "", report.goals(lines, others), "",
             report.markdown(["", "2 threads on 2 CPUs", "to /init of this image, s", f"idle guest, CPU ({a.idle:g} s)", "VMM's own memory, MiB", "code cache, MiB"], body), "",
             "## Every job", "", report.details(lines, others), "Failures: " + ("; ".join(failures) if failures else "none") + f". Boots that failed and were made again: {len(run.retries)}.", "",
-            f"Medians of {a.rounds} rounds; in each, every virtual machine starts anew and each job runs in all of them in turn, timed inside by CLOCK_MONOTONIC. "
+            f"Medians of {a.rounds} rounds{f' (TCG: {a.tcg_rounds})' if a.tcg_rounds else ''}; in each, every virtual machine starts anew and each job runs in all of them in turn, timed inside by CLOCK_MONOTONIC. "
             "An output that differs from the native one is a failure. Short programs run once before anything of them was translated, and once more. "
             "`CPU / native` compares CPU time of the VMM's process with that of the job natively. "
             f"{known['doppel']}; {known['host']}; {known['kernel']}, {worker.MEMORY} of RAM, {a.cpus} CPU; {known['qemu']}. Made by `bench/guest/bench.py --output docs/bench`."]

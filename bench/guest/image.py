@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import jobs
 
@@ -175,9 +176,10 @@ def image(quick=False, force=False):
     with open(cache() / f"{kind}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if where.exists() and not force:
+            os.utime(where)
             return where
-        old = sorted(cache().glob(f"{kind}-*"), key=lambda p: p.stat().st_mtime)
-        for path in [where] + old[:-1]:
+        # Another run may be using another version: what was used today stays.
+        for path in [where] + [p for p in cache().glob(f"{kind}-*") if time.time() - p.stat().st_mtime > 86400]:
             shutil.rmtree(path, ignore_errors=True)
         print(f"image: making {where}", file=sys.stderr, flush=True)
         new = cache() / f"{kind}.new"

@@ -67,7 +67,7 @@ JOBS = [
     Job("gawk", "compute", "gawk '{ for (i = 1; i <= NF; i++) n[$i]++ } END { for (w in n) s += n[w] * length(w); print s }' /in/text /in/text /in/text /in/text /in/text", ("gawk",), "interpreter: fields, hashes"),
     Job("shell", "compute", "/bench/busybox sh -c 'i=0; s=0; while [ $i -lt 700000 ]; do i=$((i+1)); s=$(((s+i*i)%1000003)); done; echo $s'", (), "shell loop"),
     Job("bc", "compute", "echo 'scale=1900; 4*a(1)' | bc -l", ("bc",), "bignums by an interpreter"),
-    Job("matmul", "compute", "/bench/micro matmul 1000", (), "double matrix products"),
+    Job("matmul", "compute", "/bench/micro matmul 600", (), "double matrix products"),
 
     Job("fork-exec", "exec", "/bench/micro exec 500 /usr/bin/true", ("true",), "a small program with libc"),
     Job("exec-static", "exec", "/bench/micro exec 800 /bench/micro", (), "a small static program"),
