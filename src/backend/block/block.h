@@ -118,7 +118,7 @@ struct block_format {
 	/*
 	 * May [off, off + len) be read (write: overwritten) as plain bytes of one file, past the format and without a change of its
 	 * metadata? Then where. It stays so until a discard, write_zeroes, resize or snapshot operation on the range; it must be
-	 * cheap, without I/O. NULL or false: go through read and write.
+	 * cheap: no I/O, no waiting (false when a lock is held). NULL or false: go through read and write.
 	 */
 	bool (*plain)(struct block *b, uint64_t off, uint64_t len, bool write, int *fd, uint64_t *host_off);
 	int (*write_compressed)(struct block *b, uint64_t off, uint64_t len, const void *buf); /* whole clusters, for convert */
@@ -138,6 +138,7 @@ struct block {
 	uint64_t size;
 	bool readonly;
 	enum block_cache cache;
+	uint32_t plain_align;  /* of offsets, lengths and addresses of plain accesses (O_DIRECT); 0: none */
 	char *path;            /* owned */
 	struct block *backing; /* owned; opened read-only. NULL: none */
 };

@@ -240,7 +240,8 @@ struct block *overlay_new(struct block *below, struct error *err)
 		error_set(err, "snapshot: out of memory");
 		return NULL;
 	}
-	*b = (struct block){.format = &overlay_format, .state = o, .size = below->size, .cache = BLOCK_CACHE_UNSAFE, .path = path};
+	*b = (struct block){.format = &overlay_format, .state = o, .size = below->size, .cache = BLOCK_CACHE_UNSAFE, .path = path,
+			    .plain_align = below->plain_align};
 	pthread_mutex_init(&o->lock, NULL);
 	o->fd = -1;
 	if (overlay_open(o, below->size, err)) {

@@ -60,6 +60,7 @@ static bool raw_open(struct block *b, const struct block_options *o, struct erro
 	if (o->cache != BLOCK_CACHE_NONE)
 		return true;
 	r->direct = block_file_direct(r->fd, !b->readonly, &r->align);
+	b->plain_align = r->align;
 	if (r->direct >= 0)
 		return true;
 	error_set(err, "disk %s: its file system has no direct I/O", o->path);
@@ -204,9 +205,9 @@ static bool raw_plain(struct block *b, uint64_t off, uint64_t len, bool write, i
 {
 	const struct raw *r = b->state;
 
-	*fd = r->fd;
+	*fd = r->direct < 0 ? r->fd : r->direct;
 	*host_off = off;
-	return r->direct < 0;
+	return true;
 }
 
 static bool raw_resize(struct block *b, uint64_t size, struct error *err)
