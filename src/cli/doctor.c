@@ -35,7 +35,7 @@ static void examine(struct report *r)
 		if (doctor_checks[i].needed && !r->soft[i].ok)
 			r->soft_usable = false;
 	}
-	r->chosen = engine_pick(ENGINE_AUTO, 1, &r->choice, &r->choice_error);
+	r->chosen = engine_pick(ENGINE_AUTO, &r->choice, &r->choice_error);
 }
 
 /* ---- output ---- */

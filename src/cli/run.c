@@ -55,7 +55,7 @@ static const char usage[] =
 	"  --append STRING          kernel command line\n"
 	"  --module FILE[=STRING]   boot module (Multiboot, PVH) with its string; repeatable\n"
 	"  -m, --memory SIZE        guest RAM, like 512M or 2G (default 512M)\n"
-	"  --cpus N                 number of virtual CPUs (default 1; soft: 1)\n"
+	"  --cpus N                 number of virtual CPUs (default 1)\n"
 	"  --engine auto|soft|kvm   what runs the CPU (default auto: kvm where hardware backs it, else soft)\n"
 	"  --cpu max|baseline       CPU features: all that the host has, or x86-64-v2 (default max)\n"
 	"  --serial SPEC            COM1: stdio, file:PATH, unix:PATH or null (default stdio)\n"
@@ -263,7 +263,7 @@ static int run(struct run_options *o)
 	bool stuck;
 	int status;
 
-	if (!engine_pick(o->engine, o->cfg.ncpus, &choice, &err))
+	if (!engine_pick(o->engine, &choice, &err))
 		return cli_fail(&err);
 	o->cfg.engine = choice.ops;
 	set_signals();

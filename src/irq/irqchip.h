@@ -28,6 +28,7 @@ struct irqchip_config {
 	unsigned ncpus;
 	uint32_t tsc_khz; /* of the guest TSC */
 	struct timer_queue *timers;
+	struct timer_queue *cpu_timers; /* [ncpus], of the LAPICs' timers; NULL: all are in `timers` */
 	const struct irqchip_cpu_ops *ops;
 	void *ops_ctx;
 };

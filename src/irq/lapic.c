@@ -697,7 +697,7 @@ void lapic_setup(struct irqchip *c, unsigned cpu)
 	l->cpu = cpu;
 	l->expiry = TIMER_NEVER;
 	atomic_init(&l->hint, false);
-	timer_init(&l->timer, c->cfg.timers, timer_fire, l);
+	timer_init(&l->timer, c->cfg.cpu_timers ? &c->cfg.cpu_timers[cpu] : c->cfg.timers, timer_fire, l);
 }
 
 void lapic_reset(struct irqchip *c, unsigned cpu)

@@ -246,6 +246,14 @@ static bool micro_load(struct machine *m, struct error *err)
 
 	if (!build_acpi(m->devices, &p.rsdp, err))
 		return false;
+	for (unsigned i = 1; i < m->cfg.ncpus; i++) {
+		struct cpu_state ap;
+
+		m->engine->ops->get_state(m->engine, i, &ap);
+		boot_firmware_state(&ap);
+		if (!m->engine->ops->set_state(m->engine, i, &ap, err))
+			return false;
+	}
 	m->engine->ops->get_state(m->engine, 0, &bsp);
 	return boot_load(&p, &bsp, err) && m->engine->ops->set_state(m->engine, 0, &bsp, err);
 }

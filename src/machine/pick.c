@@ -24,22 +24,14 @@ static bool pick_kvm(struct engine_choice *out, struct error *err)
 	return error_hint(err, "take --engine soft, or see doppel doctor");
 }
 
-static bool pick_soft(struct engine_choice *out, unsigned ncpus, const char *why, struct error *err)
-{
-	if (ncpus == 1)
-		return take(out, &engine_soft, why);
-	error_set(err, "the soft engine runs one CPU in this release, not %u", ncpus);
-	return error_hint(err, "take --cpus 1, or --engine kvm; more come with the next release");
-}
-
-bool engine_pick(enum engine_kind wanted, unsigned ncpus, struct engine_choice *out, struct error *err)
+bool engine_pick(enum engine_kind wanted, struct engine_choice *out, struct error *err)
 {
 	struct kvm_probe p;
 
 	if (wanted == ENGINE_KVM)
 		return pick_kvm(out, err);
 	if (wanted == ENGINE_SOFT)
-		return pick_soft(out, ncpus, "asked for", err);
+		return take(out, &engine_soft, "asked for");
 	kvm_probe(&p, NULL, PROBE_MS, false);
-	return p.take ? take(out, &engine_kvm, p.msg) : pick_soft(out, ncpus, p.msg, err);
+	return p.take ? take(out, &engine_kvm, p.msg) : take(out, &engine_soft, p.msg);
 }

@@ -13,6 +13,6 @@ struct engine_choice {
 	char why[256]; /* one line without a newline */
 };
 
-bool engine_pick(enum engine_kind wanted, unsigned ncpus, struct engine_choice *out, struct error *err);
+bool engine_pick(enum engine_kind wanted, struct engine_choice *out, struct error *err);
 
 #endif

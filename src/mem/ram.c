@@ -193,6 +193,7 @@ void ram_wrote(struct ram *r, gpa_t gpa, uint64_t len)
 {
 	if (!r->watcher)
 		return;
+	__atomic_thread_fence(__ATOMIC_SEQ_CST); /* the engine watches a page before it reads it */
 	for (unsigned i = 0; i < r->count; i++) {
 		const struct ram_region *g = &r->region[i];
 		gpa_t from = max_u64(gpa, g->gpa);

@@ -104,6 +104,7 @@ static bool vcpu_init(struct complete_vcpu *c, const struct engine_config *cfg, 
 	c->e.cfg = *cfg;
 	c->e.cfg.bus = c->bus;
 	c->e.steps_only = true;
+	c->e.slots = 1;
 	c->e.ram_rw = ram_view(cfg->ram); /* no page is ever protected */
 	c->e.watch = ram_watch_map(cfg->ram);
 	if (c->bus && bus_map(c->bus, BUS_MMIO, 0, UINT64_MAX, &mmio_ops, c, "machine", &err) &&

@@ -12,6 +12,8 @@
 #include "engine/soft/mmu/mmu.h"
 #include "engine/soft/soft_int.h"
 
+#define MAX_FLUSHES 4 /* in a row, before the host's refusal to protect a page is taken as final */
+
 void soft_request(struct soft_vcpu *sv, unsigned req)
 {
 	atomic_fetch_or(&sv->requests, req);
@@ -266,15 +268,37 @@ static bool step_nothing(struct soft_vcpu *sv, const struct insn *in, const uint
 	return false;
 }
 
+/* An implicit LOCK too (SDM vol. 3, 8.1.2.1). */
+static bool is_locked(const struct insn *in)
+{
+	return in->lock || (in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0x86 || in->op == 0x87));
+}
+
+/* The operand is MMIO or crosses a page: through a buffer of the same alignment, read, changed and written back. */
+static bool step_bounced(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes, gva_t la, unsigned size, bool keeps)
+{
+	struct vcpu *v = &sv->v;
+	bool write = in->mem != MEM_READ;
+	uint8_t *bounce = sv->bounce + (la & 63);
+
+	if (write && !mmu_probe_write(v, la, size, 0))
+		return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
+	if ((in->mem != MEM_WRITE || keeps) && !mmu_read(v, la, bounce, size, MMU_READ))
+		return !write && in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
+	if (!run_step(sv, in, bytes, bounce))
+		return false;
+	return !write || mmu_write(v, la, bounce, size, 0);
+}
+
 static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct vcpu *v = &sv->v;
 	bool write = in->mem != MEM_READ, keeps = in->mem_masked || in->kind == INSN_MASKMOV || in->unit == UNIT_X87 /* an unmasked exception stores nothing */;
 	unsigned size, flags = write ? MMU_WRITE : MMU_READ;
 	uint64_t off = operand_offset(v, in, &size);
-	uint8_t *bounce;
 	void *host = NULL;
 	gva_t la;
+	bool ok;
 
 	if (size > BOUNCE_SIZE)
 		return vcpu_raise_ud(v);
@@ -288,20 +312,20 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 	if ((la & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
 		if (!mmu_host_ptr(v, la, flags, &host))
 			return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
-		if (host)
-			return run_step(sv, in, bytes, host);
+		if (host) {
+			ok = run_step(sv, in, bytes, host);
+
+			if (write)
+				mmu_host_wrote(v, host, size);
+			return ok;
+		}
 	}
-	/* MMIO, a page end, or a page with translated code: through a buffer of the same alignment */
-	bounce = sv->bounce + (la & 63);
-	if (write && !mmu_probe_write(v, la, size, 0))
-		return in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
-	if ((in->mem != MEM_WRITE || keeps) && !mmu_read(v, la, bounce, size, MMU_READ))
-		return !write && in->mem_masked ? step_masked(sv, in, bytes, la, size) : false;
-	if (!run_step(sv, in, bytes, bounce))
-		return false;
-	if (!write)
-		return true;
-	return mmu_write(v, la, bounce, size, 0);
+	if (!write || (!is_locked(in) && !keeps))
+		return step_bounced(sv, in, bytes, la, size, keeps);
+	soft_stop_world(sv); /* what is read and written back must not change meanwhile */
+	ok = step_bounced(sv, in, bytes, la, size, keeps);
+	soft_start_world(sv);
+	return ok;
 }
 
 /* Execute the instruction at rip. False: v.exc holds its fault. */
@@ -445,44 +469,58 @@ void soft_step(struct soft_vcpu *sv)
 
 /* ---- requests from outside ---- */
 
-static void drop_written_code(struct soft_vcpu *sv)
+void soft_stop_world(struct soft_vcpu *sv)
 {
-	struct soft_engine *e = sv->v.engine;
-	gpa_t pages[ARRAY_LEN(e->inval)];
-	unsigned n;
-	bool all;
+	if (!sv->v.engine->steps_only)
+		rendezvous_stop(&sv->v.engine->rendezvous, (int)sv->v.index);
+}
 
-	pthread_mutex_lock(&e->inval_lock);
-	n = e->ninval;
-	all = e->inval_all;
-	memcpy(pages, e->inval, n * sizeof(pages[0]));
-	e->ninval = 0;
-	e->inval_all = false;
-	pthread_mutex_unlock(&e->inval_lock);
-	if (all)
-		cache_flush(sv);
-	for (unsigned i = 0; i < n && !all; i++)
-		cache_invalidate_page(sv, pages[i]);
+void soft_start_world(struct soft_vcpu *sv)
+{
+	if (!sv->v.engine->steps_only)
+		rendezvous_start(&sv->v.engine->rendezvous, (int)sv->v.index);
+}
+
+static void run_timers(struct soft_vcpu *sv)
+{
+	pthread_mutex_lock(sv->v.cfg->lock);
+	timer_queue_run(&sv->v.engine->lapic_timers[sv->v.index], clock_now());
+	if (sv->v.index == 0)
+		timer_queue_run(sv->v.cfg->timers, clock_now());
+	pthread_mutex_unlock(sv->v.cfg->lock);
+}
+
+/* SDM vol. 3, 8.4.4: the vector names the page where the processor starts, in real mode. */
+static void start_up(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+	unsigned vector = atomic_load(&sv->sipi_vector);
+
+	if (s->run_state != CPU_WAIT_SIPI)
+		return;
+	s->seg[SEG_CS].sel = (uint16_t)(vector << 8);
+	s->seg[SEG_CS].base = vector << 12;
+	s->rip = 0;
+	s->run_state = CPU_RUNNING;
+	sv->hflags_stale = true;
 }
 
 /* True: engine_run returns EXIT_KICKED. */
 static bool handle_requests(struct soft_vcpu *sv, unsigned req)
 {
-	if (req & REQ_INVAL)
-		drop_written_code(sv);
-	if (req & REQ_TIMER) {
-		pthread_mutex_lock(sv->v.cfg->lock);
-		timer_queue_run(sv->v.cfg->timers, clock_now());
-		pthread_mutex_unlock(sv->v.cfg->lock);
-	}
+	if (req & REQ_PAUSE)
+		rendezvous_pause(&sv->v.engine->rendezvous, sv->v.index);
+	if (req & REQ_TIMER)
+		run_timers(sv);
 	if (req & REQ_NMI)
 		sv->v.s.nmi_pending = 1;
 	if (req & REQ_INIT) {
 		cpu_state_init(&sv->v.s);
 		mmu_flush_all(&sv->v);
 		mmu_context_changed(&sv->v);
-		sv->v.s.run_state = CPU_WAIT_SIPI;
 	}
+	if (req & REQ_SIPI)
+		start_up(sv);
 	return req & REQ_KICK;
 }
 
@@ -492,7 +530,7 @@ static bool handle_interrupts(struct soft_vcpu *sv)
 	struct cpu_state *s = &sv->v.s;
 	int vector;
 
-	if (s->shadow_sti || s->shadow_mov_ss)
+	if (s->shadow_sti || s->shadow_mov_ss || s->run_state >= CPU_WAIT_INIT)
 		return false;
 	if (s->nmi_pending && !s->nmi_masked) {
 		s->nmi_pending = 0;
@@ -520,46 +558,96 @@ static bool handle_interrupts(struct soft_vcpu *sv)
 
 static void halt(struct soft_vcpu *sv)
 {
+	struct rendezvous *w = &sv->v.engine->rendezvous;
 	unsigned seen = atomic_load(&sv->wake);
 
 	sv->stats.halts++;
+	rendezvous_leave(w, sv->v.index);
 	atomic_store(&sv->waiting, true);
 	if (!atomic_load(&sv->requests))
 		syscall(SYS_futex, &sv->wake, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 	atomic_store(&sv->waiting, false);
+	rendezvous_enter(w, sv->v.index);
 }
 
 /* ---- blocks ---- */
 
-/* The block at rip, translated if need be; NULL: exception raised. *global: its page is a global mapping. */
-static struct block *find_block(struct soft_vcpu *sv, bool *global)
-{
-	struct block *b;
-	gva_t la;
-	gpa_t gpa;
-
-	if (!fetch_address(sv, &la) || !mmu_fetch(sv, la, &gpa, global))
-		return NULL;
-	b = cache_lookup(sv->cache, sv->v.s.rip, gpa, sv->hflags);
-	if (b && b->crossing) {
-		gva_t second = (la & ~(PAGE_SIZE - 1)) + PAGE_SIZE;
-		bool global2;
-		gpa_t gpa2;
-
-		if (!mmu_fetch(sv, cpu_long_mode(&sv->v.s) ? second : (uint32_t)second, &gpa2, &global2))
-			return NULL;
-		*global &= global2;
-		if (gpa2 != b->gpa2) {
-			block_kill(sv, b);
-			b = NULL;
-		}
-	}
-	return b ? b : translate(sv, sv->v.s.rip, gpa);
-}
-
 static bool linear_is_offset(const struct soft_vcpu *sv)
 {
 	return (sv->hflags & HF_MODE) == MODE_64 || ((sv->hflags >> (HF_FLAT_SHIFT + SEG_CS)) & 1);
+}
+
+/* A crossing block is good while its second page is the same. False: #PF there. */
+static bool second_page(struct soft_vcpu *sv, const struct block *b, gva_t la, gpa_t *gpa, bool *global)
+{
+	gva_t second = (la & ~(PAGE_SIZE - 1)) + PAGE_SIZE;
+	bool global2;
+
+	if (!mmu_fetch(sv, cpu_long_mode(&sv->v.s) ? second : (uint32_t)second, gpa, &global2))
+		return false;
+	*global &= global2;
+	return true;
+}
+
+/* The block at rip, translated if need be; NULL: exception raised, or there is no room. Lock of the cache held. */
+static struct block *find_block_locked(struct soft_vcpu *sv, gva_t la, gpa_t gpa, bool *global)
+{
+	struct code_cache *c = sv->cache;
+	struct block *b = cache_lookup_locked(c, sv->v.s.rip, gpa, sv->hflags);
+
+	if (b && b->crossing) {
+		gpa_t gpa2;
+
+		if (!second_page(sv, b, la, &gpa2, global))
+			return NULL;
+		if (gpa2 != b->gpa2) {
+			block_kill_locked(c, b);
+			b = NULL;
+		}
+	}
+	if (b)
+		return b;
+	if (translate_room(c))
+		return translate_locked(sv, sv->v.s.rip, gpa);
+	c->flush_wanted = true;
+	return NULL;
+}
+
+/* Host code for rip; NULL: exception raised. link: the exit that led here, or -1. */
+static const void *find_code(struct soft_vcpu *sv, int64_t link)
+{
+	struct code_cache *c = sv->cache;
+	const void *host = link < 0 && linear_is_offset(sv) ? jc_find(sv, sv->v.s.rip) : NULL;
+	struct block *b;
+	bool global, full;
+	gva_t la;
+	gpa_t gpa;
+
+	if (host)
+		return host;
+	for (unsigned tries = 0; tries < MAX_FLUSHES; tries++) {
+		if (!fetch_address(sv, &la) || !mmu_fetch(sv, la, &gpa, &global))
+			return NULL;
+		cache_lock(c);
+		b = find_block_locked(sv, la, gpa, &global);
+		full = !b && c->flush_wanted;
+		if (b && link >= 0)
+			cache_link_locked(sv, (uint32_t)link, b);
+		if (b && linear_is_offset(sv)) {
+			itlb_fill(sv, b, global);
+			jc_insert(sv, b->pc, c->rx + b->host_off, global);
+			b->jc_vcpus |= BIT(sv->v.index);
+		}
+		if (b)
+			host = c->rx + b->host_off;
+		cache_unlock(c);
+		if (!full)
+			return host;
+		cache_flush(sv);
+		link = -1;
+	}
+	sv->v.fatal = "the host's limit of memory mappings leaves no room for code (sysctl vm.max_map_count)";
+	return NULL;
 }
 
 /*
@@ -594,23 +682,15 @@ static void undo_branch(struct soft_vcpu *sv, uint64_t at)
 /* Run translated code from rip until it leaves. link: the exit that led here, or -1. */
 static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 {
-	uint64_t flushes = sv->stats.flushes;
-	bool global;
-	struct block *b = find_block(sv, &global);
+	const void *host = find_code(sv, *link);
 
-	if (!b) {
-		*link = -1;
-		deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
+	*link = -1;
+	if (!host) {
+		if (!sv->v.fatal)
+			deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
 		return;
 	}
-	if (*link >= 0 && flushes == sv->stats.flushes)
-		cache_link(sv, (uint32_t)*link, b);
-	*link = -1;
-	if (linear_is_offset(sv)) {
-		itlb_fill(sv, b, global);
-		jc_insert(sv, b->pc, sv->cache->rx + b->host_off, global);
-	}
-	enter(sv, sv->cache->rx + b->host_off);
+	enter(sv, host);
 	switch (sv->exit_reason) {
 	case SX_CHAIN:
 		sv->stats.chains++;
@@ -658,7 +738,7 @@ static bool near_code_limit(const struct cpu_state *s)
 	return limit != UINT32_MAX && !cpu_is_64bit(s) && s->rip + 48 * INSN_MAX_LEN > limit;
 }
 
-enum engine_exit soft_run(struct soft_vcpu *sv)
+static enum engine_exit run_inside(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
 	int64_t link = -1;
@@ -692,4 +772,15 @@ enum engine_exit soft_run(struct soft_vcpu *sv)
 		}
 		run_blocks(sv, &link);
 	}
+}
+
+enum engine_exit soft_run(struct soft_vcpu *sv)
+{
+	struct rendezvous *w = &sv->v.engine->rendezvous;
+	enum engine_exit why;
+
+	rendezvous_enter(w, sv->v.index);
+	why = run_inside(sv);
+	rendezvous_leave(w, sv->v.index);
+	return why;
 }

@@ -104,10 +104,7 @@ struct soft_vcpu *soft_vcpu_new(struct soft_engine *e, unsigned index, struct er
 
 void soft_vcpu_free(struct soft_vcpu *sv)
 {
-	if (sv->timer_ok) {
-		timer_delete(sv->timer);
-		timer_queue_set_notify(sv->v.cfg->timers, NULL, NULL);
-	}
+	signals_thread_fini(sv);
 	table_fini(sv);
 	munmap(sv->altstack, 128 * 1024);
 	munmap(sv->bad_page, PAGE_SIZE);
@@ -119,8 +116,22 @@ void soft_vcpu_free(struct soft_vcpu *sv)
 
 static void chip_kick(void *ctx, unsigned cpu) { soft_request(((struct soft_engine *)ctx)->vcpus[cpu], REQ_IRQ); }
 static void chip_nmi(void *ctx, unsigned cpu) { soft_request(((struct soft_engine *)ctx)->vcpus[cpu], REQ_NMI); }
-static void chip_init(void *ctx, unsigned cpu) { soft_request(((struct soft_engine *)ctx)->vcpus[cpu], REQ_INIT); }
-static void chip_sipi(void *ctx, unsigned cpu, uint8_t vector) { }
+/* A SIPI counts only after the INIT: one that waits to be seen still does not outlive the next INIT. */
+static void chip_init(void *ctx, unsigned cpu)
+{
+	struct soft_engine *e = ctx;
+
+	lapic_init(e->irqchip, cpu);
+	atomic_fetch_and(&e->vcpus[cpu]->requests, ~(REQ_SIPI | REQ_NMI));
+	soft_request(e->vcpus[cpu], REQ_INIT);
+}
+static void chip_sipi(void *ctx, unsigned cpu, uint8_t vector)
+{
+	struct soft_vcpu *sv = ((struct soft_engine *)ctx)->vcpus[cpu];
+
+	atomic_store(&sv->sipi_vector, vector);
+	soft_request(sv, REQ_SIPI);
+}
 static uint64_t chip_tsc(void *ctx, unsigned cpu)
 {
 	return __builtin_ia32_rdtsc() + ((struct soft_engine *)ctx)->vcpus[cpu]->v.s.tsc_offset;
@@ -128,22 +139,18 @@ static uint64_t chip_tsc(void *ctx, unsigned cpu)
 
 static const struct irqchip_cpu_ops chip_ops = {chip_kick, chip_nmi, chip_init, chip_sipi, chip_tsc};
 
-/* A device wrote guest RAM in a page with translated code: its thread only notes it, the vCPU drops the code. */
+/* A device wrote guest RAM, somewhere in it a page with translated code. */
 static void ram_written(void *ctx, gpa_t gpa, uint64_t len)
 {
 	struct soft_engine *e = ctx;
+	uint64_t off;
 
-	pthread_mutex_lock(&e->inval_lock);
-	for (gpa_t p = gpa & ~(PAGE_SIZE - 1); p < gpa + len && !e->inval_all; p += PAGE_SIZE) {
-		if (e->ninval == ARRAY_LEN(e->inval))
-			e->inval_all = true;
-		else
-			e->inval[e->ninval++] = p;
-	}
-	pthread_mutex_unlock(&e->inval_lock);
-	for (unsigned i = 0; i < e->cfg.ncpus; i++)
-		soft_request(e->vcpus[i], REQ_INVAL);
+	for (gpa_t p = gpa & ~(PAGE_SIZE - 1); p < gpa + len; p += PAGE_SIZE)
+		if (ram_offset(e->cfg.ram, p, &off) && __atomic_load_n(&e->watch[off >> PAGE_SHIFT], __ATOMIC_RELAXED))
+			cache_invalidate_page(e->cache, p);
 }
+
+static void nudge(void *ctx, unsigned member) { soft_request(((struct soft_engine *)ctx)->vcpus[member], REQ_PAUSE); }
 
 static bool map_ram(struct soft_engine *e, struct error *err)
 {
@@ -172,14 +179,29 @@ static void soft_destroy(struct engine *eng)
 	free(e->vcpus);
 	cache_free(e->cache);
 	irqchip_free(e->irqchip);
+	free(e->lapic_timers);
+	rendezvous_fini(&e->rendezvous);
 	if (e->ram_rw)
 		munmap(e->ram_rw, size);
 	if (e->ram_ro)
 		munmap(e->ram_ro, size);
 	if (e->guard)
 		munmap(e->guard, 4 * PAGE_SIZE);
-	pthread_mutex_destroy(&e->inval_lock);
 	free(e);
+}
+
+/*
+ * What a process has once and vCPUs share: 2^47 bytes of addresses, of which contexts get 100 TiB; 65,530 mappings (the host's
+ * default), of which those of tables get half: each table page in use may split its reservation into two more.
+ */
+static void share_out(struct soft_engine *e)
+{
+	uint64_t slots = (UINT64_C(100) << 40) / e->cfg.ncpus / (CTX_KINDS * TABLE_BYTES);
+
+	e->slots = (unsigned)min_u64(max_u64(slots, 1), CTX_SLOTS);
+	e->table_pages = 8192 / e->cfg.ncpus;
+	for (unsigned i = 0; i < e->cfg.ncpus; i++)
+		timer_queue_init(&e->lapic_timers[i]);
 }
 
 static struct engine *soft_create(const struct engine_config *cfg, struct error *err)
@@ -189,21 +211,26 @@ static struct engine *soft_create(const struct engine_config *cfg, struct error 
 
 	if (!soft_host_ok(err))
 		return NULL;
-	if (cfg->ncpus != 1) {
-		error_set(err, "soft engine: %u vCPUs asked for, 1 is supported", cfg->ncpus);
-		error_hint(err, "use --cpus 1, or --engine kvm where /dev/kvm works");
+	if (cfg->ncpus < 1 || cfg->ncpus > SOFT_MAX_CPUS) {
+		error_set(err, "soft engine: %u vCPUs asked for, 1 to %u are supported", cfg->ncpus, SOFT_MAX_CPUS);
 		return NULL;
 	}
 	e = calloc(1, sizeof(*e));
-	if (!e || !(e->vcpus = calloc(cfg->ncpus, sizeof(struct soft_vcpu *)))) {
+	if (!e || !rendezvous_init(&e->rendezvous, cfg->ncpus, nudge, e) || !(e->vcpus = calloc(cfg->ncpus, sizeof(struct soft_vcpu *))) ||
+	    !(e->lapic_timers = calloc(cfg->ncpus, sizeof(*e->lapic_timers)))) {
+		if (e)
+			rendezvous_fini(&e->rendezvous);
+		if (e)
+			free(e->vcpus);
 		free(e);
 		error_set(err, "out of memory");
 		return NULL;
 	}
 	e->e.ops = &engine_soft;
 	e->cfg = *cfg;
-	pthread_mutex_init(&e->inval_lock, NULL);
-	ic = (struct irqchip_config){.ncpus = cfg->ncpus, .tsc_khz = cfg->cpuid->tsc_khz, .timers = cfg->timers, .ops = &chip_ops, .ops_ctx = e};
+	share_out(e);
+	ic = (struct irqchip_config){.ncpus = cfg->ncpus, .tsc_khz = cfg->cpuid->tsc_khz, .timers = cfg->timers, .cpu_timers = e->lapic_timers,
+				     .ops = &chip_ops, .ops_ctx = e};
 	if (!map_ram(e, err) || !(e->cache = cache_new(e, cfg->code_cache_bytes ? cfg->code_cache_bytes : DEFAULT_CACHE, err)) ||
 	    !(e->irqchip = irqchip_new(&ic, cfg->bus, err)))
 		goto fail;
@@ -277,6 +304,7 @@ static void soft_reset(struct engine *eng)
 	pthread_mutex_lock(e->cfg.lock);
 	irqchip_reset(e->irqchip);
 	pthread_mutex_unlock(e->cfg.lock);
+	cache_flush(e->vcpus[0]);
 	for (unsigned i = 0; i < e->cfg.ncpus; i++) {
 		struct soft_vcpu *sv = e->vcpus[i];
 
@@ -284,7 +312,6 @@ static void soft_reset(struct engine *eng)
 		sv->v.triple_fault = false;
 		sv->v.fatal = NULL;
 		sv->exc_count = 0;
-		cache_flush(sv);
 		mmu_flush_all(&sv->v);
 		mmu_context_changed(&sv->v);
 		atomic_store(&sv->requests, 0);

@@ -96,13 +96,16 @@ static void note_slow_site(struct soft_vcpu *sv, struct block *b, uint64_t guest
 	gpa_t gpa = b->gpa + (guest_pc - b->pc);
 	struct site *s = site_of(sv, gpa);
 
+	cache_lock(sv->cache);
 	if (s->gpa != gpa)
 		*s = (struct site){.gpa = gpa};
 	if (misaligned)
 		s->misaligned = true;
-	else if (++s->slow_hits < SITE_SLOW_HITS)
-		return;
-	block_kill(sv, b);
+	else
+		s->slow_hits++;
+	if (misaligned || s->slow_hits >= SITE_SLOW_HITS)
+		block_kill_locked(sv->cache, b);
+	cache_unlock(sv->cache);
 }
 
 /* The same access was repaired again and again, and nothing came of it: no host state may make a loop of that. */
@@ -124,7 +127,7 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 	struct insn in;
 	gva_t la;
 
-	if (atomic_load(&sv->requests)) { /* also: a device may have written the guest's code, and it no longer says what this is */
+	if (atomic_load(&sv->requests)) {
 		leave(sv, uc, SX_POLL, guest_pc);
 		return;
 	}
@@ -143,8 +146,8 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 		}
 		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
 		return;
-	case FILL_FAULT: /* a pending x87 exception comes first: the slow path looks */
-		leave(sv, uc, in.x87_wait ? SX_SLOW : SX_FAULT, guest_pc);
+	case FILL_FAULT: /* a pending x87 exception comes first, and the code may have been written meanwhile: the slow path looks */
+		leave(sv, uc, in.x87_wait || !cache_block_intact(sv->cache, b) ? SX_SLOW : SX_FAULT, guest_pc);
 		return;
 	case FILL_MMIO:
 		note_slow_site(sv, b, guest_pc, false);
@@ -260,18 +263,42 @@ static void on_kick(int sig, siginfo_t *si, void *context)
 
 static void arm(void *ctx, int64_t deadline)
 {
-	struct soft_vcpu *sv = ctx;
+	struct vcpu_timer *t = ctx;
 	struct itimerspec its = {0};
 
-	if (!sv->timer_ok)
-		return;
 	if (deadline != TIMER_NEVER) {
 		if (deadline < 1)
 			deadline = 1; /* zero would disarm */
 		its.it_value.tv_sec = deadline / 1000000000;
 		its.it_value.tv_nsec = deadline % 1000000000;
 	}
-	timer_settime(sv->timer, TIMER_ABSTIME, &its, NULL);
+	timer_settime(t->timer, TIMER_ABSTIME, &its, NULL);
+}
+
+/* Let the queue's next deadline send a signal to this thread. */
+static void drive(struct soft_vcpu *sv, struct vcpu_timer *t, struct timer_queue *q)
+{
+	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SOFT_SIGNAL};
+
+	ev._sigev_un._tid = (int)syscall(SYS_gettid);
+	if (timer_create(CLOCK_MONOTONIC, &ev, &t->timer)) {
+		sv->v.fatal = "timer_create failed: no timers on this host";
+		return;
+	}
+	pthread_mutex_lock(sv->v.cfg->lock);
+	t->ok = true;
+	timer_queue_set_notify(q, arm, t);
+	arm(t, timer_queue_deadline(q));
+	pthread_mutex_unlock(sv->v.cfg->lock);
+}
+
+static void undrive(struct vcpu_timer *t, struct timer_queue *q)
+{
+	if (!t->ok)
+		return;
+	timer_delete(t->timer);
+	timer_queue_set_notify(q, NULL, NULL);
+	t->ok = false;
 }
 
 static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -326,7 +353,6 @@ void signals_return(const struct signals_saved *old)
 /* In the vCPU's thread, before its first instruction. */
 void signals_thread_init(struct soft_vcpu *sv)
 {
-	struct sigevent ev = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SOFT_SIGNAL};
 	sigset_t set;
 
 	attach(sv, NULL);
@@ -341,16 +367,14 @@ void signals_thread_init(struct soft_vcpu *sv)
 	sigdelset(&set, SIGPROF);
 	sigdelset(&set, SOFT_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
-	if (sv->v.index != 0)
-		return;
-	ev._sigev_un._tid = (int)syscall(SYS_gettid);
-	if (!timer_create(CLOCK_MONOTONIC, &ev, &sv->timer)) {
-		pthread_mutex_lock(sv->v.cfg->lock);
-		sv->timer_ok = true;
-		timer_queue_set_notify(sv->v.cfg->timers, arm, sv);
-		arm(sv, timer_queue_deadline(sv->v.cfg->timers));
-		pthread_mutex_unlock(sv->v.cfg->lock);
-	} else {
-		sv->v.fatal = "timer_create failed: no timers on this host";
-	}
+	drive(sv, &sv->lapic_timer, &sv->v.engine->lapic_timers[sv->v.index]);
+	if (sv->v.index == 0)
+		drive(sv, &sv->device_timer, sv->v.cfg->timers);
+}
+
+void signals_thread_fini(struct soft_vcpu *sv)
+{
+	if (sv->lapic_timer.ok)
+		undrive(&sv->lapic_timer, &sv->v.engine->lapic_timers[sv->v.index]);
+	undrive(&sv->device_timer, sv->v.cfg->timers);
 }

@@ -51,12 +51,15 @@
 
 #include "engine/soft/translate/decode.h"
 #include "engine/soft/vcpu.h"
+#include "engine/soft/rendezvous.h"
+
+#define SOFT_MAX_CPUS 64
 
 #define TABLE_BYTES (BIT(36) * 8)
 #define TABLE_PAGE_ENTRIES 512
 
 enum ctx_kind { CTX_USER, CTX_KERNEL, CTX_KERNEL_AC, CTX_KINDS };
-#define CTX_SLOTS 8 /* PCIDs held at the same time */
+#define CTX_SLOTS 8 /* PCIDs held at the same time, at most: soft_engine.slots */
 
 /* One touched page of an addend table. */
 struct table_page {
@@ -107,6 +110,8 @@ struct block {
 	uint32_t hflags;
 	uint32_t host_off, host_len;
 	uint16_t guest_len, ninsn;
+	uint32_t guest_sum; /* of its guest_len bytes */
+	uint64_t jc_vcpus;  /* whose jump caches it was put into */
 	bool dead;
 	bool crossing;
 	struct block *hash_next;
@@ -125,6 +130,7 @@ struct insn_map {
 /* A direct exit of a block. */
 struct link {
 	uint64_t target;
+	uint32_t mapping; /* that its thunk checked last */
 	struct block *from, *to;
 	struct link *next; /* in to->incoming */
 	uint32_t patch_off;  /* cache offset of the rel32 that takes the exit */
@@ -142,7 +148,8 @@ struct soft_vcpu;
 #define REQ_IRQ 4u
 #define REQ_NMI 8u
 #define REQ_INIT 16u
-#define REQ_INVAL 32u
+#define REQ_SIPI 32u
+#define REQ_PAUSE 64u /* someone stops the world */
 
 enum soft_exit_reason {
 	SX_LOOKUP, /* rip = T0: no jump-cache entry */
@@ -200,11 +207,14 @@ struct soft_vcpu {
 	atomic_uint requests; /* REQ_* */
 	atomic_uint wake; /* futex word of the halted vCPU */
 	atomic_bool waiting;
+	atomic_uint sipi_vector; /* of REQ_SIPI */
 	uint8_t *bad_page;     /* PROT_NONE */
 	uint8_t *masked_pages; /* readable, PROT_NONE, PROT_NONE, readable: operands of masked instructions over inaccessible pages */
 	uint64_t step_fault;   /* host address that a step stub faulted at, 0: none */
-	timer_t timer;
-	bool timer_ok;
+	struct vcpu_timer { /* what makes this thread run a timer queue */
+		timer_t timer;
+		bool ok;
+	} lapic_timer, device_timer /* of vCPU 0 */;
 	int tid;
 	uint8_t *altstack;
 
@@ -213,9 +223,6 @@ struct soft_vcpu {
 	struct data_entry { uint64_t page; uint8_t *host; gpa_t gpa; uint32_t gen; uint32_t perm; } data[512];
 	uint32_t ctlb_gen;
 	uint64_t last_cr3;
-
-	/* What was learnt of an instruction's memory operand, by gpa of the instruction (adaptive translation). */
-	struct site { gpa_t gpa; uint16_t slow_hits; bool misaligned; } sites[4096];
 
 	struct code_cache *cache;
 	struct soft_stats stats;
@@ -238,11 +245,10 @@ struct soft_engine {
 	uint8_t *ram_ro;  /* the same pages, PROT_READ: pages that are clean or not writable */
 	uint8_t *guard;   /* Z: four PROT_NONE pages */
 	uint8_t *watch;   /* ram_watch_map */
-	/* pages written by devices, to be dropped by the vCPU */
-	pthread_mutex_t inval_lock;
-	gpa_t inval[64];
-	unsigned ninval;
-	bool inval_all;
+	struct rendezvous rendezvous;
+	struct timer_queue *lapic_timers; /* of each vCPU: its LAPIC's timer runs in its own thread */
+	unsigned slots;       /* of each vCPU */
+	uint32_t table_pages; /* limit of each vCPU */
 	bool steps_only; /* of a completer: no translated blocks, so no addend tables */
 };
 
@@ -274,9 +280,11 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write);
 /* addr lies in a table of this vCPU: fill that table page with poisons. False: not a table address. */
 bool table_touch(struct soft_vcpu *sv, uint64_t addr);
 void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */
+/* With the lock of the code cache held, but jc_find. */
 void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global);
-void jc_remove(struct soft_vcpu *sv, uint64_t pc); /* from all contexts */
-void jc_clear_all(struct soft_vcpu *sv);
+void jc_remove(struct soft_vcpu *sv, uint64_t pc); /* from all contexts; any thread */
+void jc_clear_all(struct soft_vcpu *sv); /* any thread while the world stands still */
+const void *jc_find(struct soft_vcpu *sv, uint64_t pc);
 /* The page of b is mapped as b's mapping says, in the current context: thunks that lead there may jump. */
 void itlb_fill(struct soft_vcpu *sv, const struct block *b, bool global);
 static inline unsigned itlb_slot(uint64_t page) { return (unsigned)(page ^ page >> 10) & (ITLB_ENTRIES - 1); }
@@ -290,26 +298,16 @@ void phys_write(struct vcpu *v, gpa_t gpa, unsigned size, uint64_t value);
 /* cache/cache.c */
 struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *err);
 void cache_free(struct code_cache *c);
-struct block *cache_lookup(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags);
-void cache_insert(struct code_cache *c, struct block *b);
 struct block *cache_find_host(struct code_cache *c, uint64_t host_pc); /* by RX address; NULL: not in a block */
 uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t host_pc, uint64_t *insn_host);
 bool cache_contains(const struct code_cache *c, uint64_t host_pc);
+/* Drop everything; stops the world. */
 void cache_flush(struct soft_vcpu *sv);
-/* Drop the blocks of a page; unprotects it. */
-void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa);
-/* A write of len bytes to a page with code: drops what it must. True: the page may be written now through the VMM's view. */
-void cache_code_write(struct soft_vcpu *sv, gpa_t gpa, unsigned len);
-void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to);
+/* Drop the blocks of a page; unprotects it. Any thread. */
+void cache_invalidate_page(struct code_cache *c, gpa_t gpa);
+/* len bytes of a page with code were written, not through ram_rw: drops what it must. Any thread. */
+void cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len);
 bool cache_code_page_seen(struct code_cache *c, uint64_t page); /* a block was made from this linear page since the last flush */
-
-/* An access by this instruction was misaligned, or needed the slow path (MMIO) `SITE_SLOW_HITS` times: translated so next time. */
-#define SITE_SLOW_HITS 3
-static inline struct site *site_of(struct soft_vcpu *sv, gpa_t gpa)
-{
-	return &sv->sites[(gpa ^ (gpa >> 12)) & (ARRAY_LEN(sv->sites) - 1)];
-}
-void block_kill(struct soft_vcpu *sv, struct block *b);
 
 /* DF is kept in v.s.rflags, never in the host's: these two natives are not run as such. */
 static inline bool insn_is_cld_std(const struct insn *in)
@@ -324,8 +322,10 @@ static inline bool insn_is_fp16(const struct insn *in)
 }
 
 /* translate/translate.c */
-struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa);
-/* Host code that runs the one NATIVE instruction with its memory operand at [T0], then exits with SX_STEP. NULL: cache full (flush and retry). */
+bool translate_room(const struct code_cache *c);
+/* With the lock of the code cache held, and room in it. NULL: exception raised, or cache->flush_wanted is set and there is none. */
+struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa);
+/* Host code that runs the one NATIVE instruction with its memory operand at [T0], then exits with SX_STEP. May flush the cache. */
 void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes);
 void translate_prologues(struct code_cache *c);
 
@@ -337,10 +337,14 @@ uint32_t soft_hflags(const struct vcpu *v);
 /* Any thread and signal handlers: make the vCPU leave translated code (or wake from HLT) and look at requests. */
 void soft_request(struct soft_vcpu *sv, unsigned req);
 bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16]);
+/* No other vCPU runs until soft_start_world: rendezvous.h. Not with a lock held. */
+void soft_stop_world(struct soft_vcpu *sv);
+void soft_start_world(struct soft_vcpu *sv);
 
 /* signal.c */
 bool signals_init(struct soft_vcpu *sv, struct error *err);
 void signals_thread_init(struct soft_vcpu *sv);
+void signals_thread_fini(struct soft_vcpu *sv); /* any thread, once the vCPU's has ended */
 /*
  * The same for a thread that only borrows the vCPU for some steps: no other signal may come while the guest's rsp is
  * loaded, as its handler may not run on the alternate stack. leave restores what was.

@@ -62,6 +62,8 @@ bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host)
 	return true;
 }
 
+void mmu_host_wrote(struct vcpu *v, const void *host, unsigned len) { }
+
 bool mmu_cmpxchg(struct vcpu *v, gva_t la, uint64_t *expected, uint64_t desired, unsigned len, unsigned flags,
 		 bool *done)
 {

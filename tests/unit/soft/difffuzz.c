@@ -654,7 +654,7 @@ static bool one_case(void)
 	memcpy(data_native, (void *)(uintptr_t)DATA, DATA_SIZE);
 	for (unsigned p = 0; p < CODE_PAGES; p++) {
 		memcpy(ram_ptr(rig.ram, code_gpa[p], PAGE_SIZE), (void *)(uintptr_t)(CODE + p * PAGE_SIZE), PAGE_SIZE);
-		cache_invalidate_page(rig.sv, code_gpa[p]);
+		cache_invalidate_page(rig.sv->cache, code_gpa[p]);
 	}
 	for (unsigned p = 0; p < DATA_PAGES; p++)
 		memcpy(ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE), data_initial + p * PAGE_SIZE, PAGE_SIZE);

@@ -67,7 +67,7 @@ static void finish(void) { rig_fini(&rig); }
 static void code_at(gpa_t gpa, const void *bytes, size_t len)
 {
 	ram_write(rig.ram, gpa, bytes, len);
-	cache_invalidate_page(rig.sv, gpa);
+	cache_invalidate_page(rig.sv->cache, gpa);
 }
 
 /* Run `bytes`, then HLT (#GP at ring 3), from CODE in ring 3; registers are those in st. */
@@ -448,7 +448,7 @@ static void crossing_code(void **state)
 			struct rig_result r;
 
 			code_at(CODE_GPA + 2 * PAGE_SIZE - cut, "\xb8\x01\x01\x01\x01\xc3", 6);
-			cache_invalidate_page(rig.sv, CODE_GPA + 2 * PAGE_SIZE);
+			cache_invalidate_page(rig.sv->cache, CODE_GPA + 2 * PAGE_SIZE);
 			memset(st.gpr, 0, sizeof(st.gpr));
 			st.gpr[R_SI] = CODE + 2 * PAGE_SIZE - cut;
 			st.gpr[R_DI] = by ? ALIAS : CODE + 2 * PAGE_SIZE;
@@ -497,7 +497,7 @@ static void largest_block(void **state)
 			rig_state(&rig, &st, 3);
 			st.rip = CODE;
 			rig_run(&rig, &st);
-			b = cache_lookup(rig.sv->cache, CODE, CODE_GPA, rig.sv->hflags);
+			b = cache_lookup_locked(rig.sv->cache, CODE, CODE_GPA, rig.sv->hflags);
 			if (b)
 				assert_true(b->host_len < 15 * 1024);
 		}
@@ -564,7 +564,7 @@ static void endless(void **state)
 
 		code_at(ZERO_GPA, loops[i].b, loops[i].n);
 		memset(guest(TOP_GPA), 0x90, PAGE_SIZE);
-		cache_invalidate_page(rig.sv, TOP_GPA);
+		cache_invalidate_page(rig.sv->cache, TOP_GPA);
 		code_at(CODE_GPA, loops[i].b, loops[i].n);
 		rig_state(&rig, &st, 3);
 		if (loops[i].compat)
@@ -677,7 +677,7 @@ static bool volume_step(unsigned long i)
 	struct error err;
 
 	code_at(CODE_GPA + at, code, n);
-	cache_invalidate_page(rig.sv, CODE_GPA + PAGE_SIZE);
+	cache_invalidate_page(rig.sv->cache, CODE_GPA + PAGE_SIZE);
 	rig_state(&rig, &st, 3);
 	for (unsigned r = 0; r < 16; r++)
 		st.gpr[r] = below(8) ? bases[below(ARRAY_LEN(bases))] + below(2) * (PAGE_SIZE - 80) + below(100) : rnd();

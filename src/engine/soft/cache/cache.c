@@ -6,8 +6,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Each protected page may split the guest's RAM view into two more mappings; the host's default limit is 65,530. */
-#define MAX_PROTECTED 16000
 #define SPARE_LIMIT 16
 
 /* Zeroed memory, touched lazily. A memfd, so that /proc/PID/smaps tells the cache's index from the rest of the VMM. */
@@ -40,6 +38,7 @@ struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *
 		return NULL;
 	}
 	c->engine = e;
+	pthread_mutex_init(&c->lock, NULL);
 	c->size = bytes;
 	c->max_blocks = (uint32_t)(bytes / 128);
 	c->max_links = c->max_blocks * 2;
@@ -74,6 +73,7 @@ void cache_free(struct code_cache *c)
 {
 	if (!c)
 		return;
+	pthread_mutex_destroy(&c->lock);
 	munmap(c->rw, c->size);
 	munmap(c->rx, c->size);
 	munmap(c->blocks, c->max_blocks * sizeof(*c->blocks));
@@ -92,7 +92,7 @@ static unsigned block_hash(uint64_t pc, gpa_t gpa)
 	return (unsigned)(h >> 48) & (BLOCK_HASH - 1);
 }
 
-struct block *cache_lookup(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags)
+struct block *cache_lookup_locked(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags)
 {
 	struct block *b = c->hash[block_hash(pc, gpa)];
 
@@ -121,41 +121,80 @@ bool cache_code_page_seen(struct code_cache *c, uint64_t page)
 	return c->seen[i >> 3] & (1u << (i & 7));
 }
 
-static void watch_page(struct code_cache *c, struct block *b, unsigned which, gpa_t gpa, unsigned first, unsigned last)
+bool cache_watch_locked(struct code_cache *c, gpa_t gpa)
 {
 	struct soft_engine *e = c->engine;
 	uint64_t n = ram_page(c, gpa);
-	struct code_page *p = &c->pages[n];
+
+	if (e->watch[n])
+		return true;
+	if (c->nwatched > MAX_PROTECTED) {
+		c->flush_wanted = true;
+		return false;
+	}
+	__atomic_store_n(&e->watch[n], 1, __ATOMIC_SEQ_CST);
+	c->pages[n].nr = c->nwatched;
+	c->watched[c->nwatched++] = n;
+	if (!mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ))
+		return true;
+	c->flush_wanted = true;
+	return false;
+}
+
+static void list_block(struct code_cache *c, struct block *b, unsigned which, gpa_t gpa, unsigned first, unsigned last)
+{
+	struct code_page *p = &c->pages[ram_page(c, gpa)];
 
 	b->page_next[which] = p->blocks;
 	p->blocks = b;
 	for (unsigned i = first / 64; i <= last / 64; i++)
 		p->chunks |= BIT(i);
-	if (!e->watch[n]) {
-		e->watch[n] = 1;
-		p->spared = 0;
-		if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ) || ++c->protected_pages > MAX_PROTECTED)
-			c->flush_wanted = true;
-	}
 }
 
-/* b's host code, map and fields are complete. */
-void cache_insert(struct code_cache *c, struct block *b)
+static void note_seen(struct code_cache *c, uint64_t page)
 {
-	unsigned h = block_hash(b->pc, b->gpa), off = b->gpa & (PAGE_SIZE - 1), i;
+	unsigned i = seen_index(page & (BIT(36) - 1));
+
+	c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
+}
+
+void cache_insert_locked(struct code_cache *c, struct block *b)
+{
+	unsigned h = block_hash(b->pc, b->gpa), off = b->gpa & (PAGE_SIZE - 1);
 
 	b->hash_next = c->hash[h];
 	c->hash[h] = b;
-	if (b->crossing) {
-		watch_page(c, b, 0, b->gpa, off, PAGE_SIZE - 1);
-		watch_page(c, b, 1, b->gpa2, 0, (unsigned)(off + b->guest_len - 1 - PAGE_SIZE));
-		i = seen_index(((b->pc >> PAGE_SHIFT) + 1) & (BIT(36) - 1));
-		c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
-	} else {
-		watch_page(c, b, 0, b->gpa, off, off + b->guest_len - 1);
+	note_seen(c, b->pc >> PAGE_SHIFT);
+	if (!b->crossing) {
+		list_block(c, b, 0, b->gpa, off, off + b->guest_len - 1);
+		return;
 	}
-	i = seen_index((b->pc >> PAGE_SHIFT) & (BIT(36) - 1));
-	c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
+	note_seen(c, (b->pc >> PAGE_SHIFT) + 1);
+	list_block(c, b, 0, b->gpa, off, PAGE_SIZE - 1);
+	list_block(c, b, 1, b->gpa2, 0, (unsigned)(off + b->guest_len - 1 - PAGE_SIZE));
+}
+
+__attribute__((target("sse4.2"))) static uint32_t sum_more(uint32_t sum, const uint8_t *code, unsigned len)
+{
+	for (; len >= 8; code += 8, len -= 8)
+		sum = (uint32_t)__builtin_ia32_crc32di(sum, get_le64(code));
+	for (; len; code++, len--)
+		sum = __builtin_ia32_crc32qi(sum, *code);
+	return sum;
+}
+
+uint32_t cache_code_sum(const uint8_t *code, unsigned len) { return sum_more(0, code, len); }
+
+bool cache_block_intact(const struct code_cache *c, const struct block *b)
+{
+	struct ram *ram = c->engine->cfg.ram;
+	uint8_t code[PAGE_SIZE + INSN_MAX_LEN];
+	unsigned first = (unsigned)min_u64(b->guest_len, PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
+
+	memcpy(code, ram_ptr(ram, b->gpa, first), first);
+	if (first < b->guest_len)
+		memcpy(code + first, ram_ptr(ram, b->gpa2, b->guest_len - first), b->guest_len - first);
+	return cache_code_sum(code, b->guest_len) == b->guest_sum;
 }
 
 bool cache_contains(const struct code_cache *c, uint64_t host_pc)
@@ -166,7 +205,7 @@ bool cache_contains(const struct code_cache *c, uint64_t host_pc)
 struct block *cache_find_host(struct code_cache *c, uint64_t host_pc)
 {
 	uint64_t off = host_pc - (uintptr_t)c->rx;
-	uint32_t lo = 0, hi = c->nblocks;
+	uint32_t lo = 0, hi = atomic_load_explicit(&c->nblocks, memory_order_acquire);
 
 	while (lo < hi) {
 		uint32_t mid = (lo + hi) / 2;
@@ -192,14 +231,18 @@ uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t ho
 	return b->pc + m[i].guest_off;
 }
 
-static void patch_rel32(struct code_cache *c, uint32_t at, uint32_t target)
+/* at was made by e_align_field: the store is atomic toward those who run the code. */
+static void patch32(struct code_cache *c, uint32_t at, uint32_t value)
 {
-	uint32_t rel = target - (at + 4);
-
-	__atomic_store_n((uint32_t *)(void *)(c->rw + at), rel, __ATOMIC_RELEASE);
+	__atomic_store_n((uint32_t *)(void *)(c->rw + at), value, __ATOMIC_RELEASE);
 }
 
-uint32_t cache_mapping(struct code_cache *c, uint64_t page, uint64_t gpa_page)
+static void patch_rel32(struct code_cache *c, uint32_t at, uint32_t target)
+{
+	patch32(c, at, target - (at + 4));
+}
+
+uint32_t cache_mapping_locked(struct code_cache *c, uint64_t page, uint64_t gpa_page)
 {
 	uint64_t h = (page ^ gpa_page << 20) * UINT64_C(0x9e3779b97f4a7c15) >> 40;
 	struct mapping *m;
@@ -227,12 +270,21 @@ static void unlink_exit(struct code_cache *c, struct link *l)
 	patch_rel32(c, l->patch_off, l->stub_off);
 }
 
-void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
+/* With many vCPUs one may be between a thunk's check and its jump: it never comes to lead to another page. */
+static bool thunk_ok(struct code_cache *c, struct link *l, const struct block *to)
+{
+	if (c->engine->cfg.ncpus == 1 || !l->mapping || l->mapping == to->mapping)
+		return true;
+	patch_rel32(c, l->tail_off, c->indirect);
+	return false;
+}
+
+void cache_link_locked(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 {
 	struct code_cache *c = sv->cache;
 	struct link *l = &c->links[link_no];
 
-	if (l->to == to || l->from->dead || to->dead)
+	if (l->to == to || l->from->dead || to->dead || (l->thunk_off && !thunk_ok(c, l, to)))
 		return;
 	if (l->to) /* the page is mapped elsewhere now */
 		unlink_exit(c, l);
@@ -243,7 +295,8 @@ void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 		}
 		patch_rel32(c, l->patch_off, to->host_off);
 	} else {
-		put_le32(c->rw + l->thunk_id_off, 0u - to->mapping);
+		l->mapping = to->mapping;
+		patch32(c, l->thunk_id_off, 0u - to->mapping);
 		patch_rel32(c, l->thunk_jmp_off, to->host_off);
 		patch_rel32(c, l->patch_off, l->thunk_off);
 	}
@@ -253,10 +306,8 @@ void cache_link(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 	sv->stats.links++;
 }
 
-/* Take b out of everything that leads to it. Its host code stays until the next flush: it may be running. */
-void block_kill(struct soft_vcpu *sv, struct block *b)
+void block_kill_locked(struct code_cache *c, struct block *b)
 {
-	struct code_cache *c = sv->cache;
 	struct block **pp = &c->hash[block_hash(b->pc, b->gpa)];
 
 	if (b->dead)
@@ -270,15 +321,15 @@ void block_kill(struct soft_vcpu *sv, struct block *b)
 		l->to = NULL;
 	}
 	b->incoming = NULL;
-	jc_remove(sv, b->pc);
-	sv->stats.invalidations++;
+	for (uint64_t left = b->jc_vcpus; left; left &= left - 1)
+		jc_remove(c->engine->vcpus[__builtin_ctzll(left)], b->pc);
+	c->invalidations++;
 }
 
-void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa)
+/* n: page of RAM */
+static void invalidate_locked(struct code_cache *c, uint64_t n)
 {
-	struct code_cache *c = sv->cache;
 	struct soft_engine *e = c->engine;
-	uint64_t n = ram_page(c, gpa);
 	struct code_page *p = &c->pages[n];
 	struct block *b = p->blocks, *next;
 
@@ -289,54 +340,72 @@ void cache_invalidate_page(struct soft_vcpu *sv, gpa_t gpa)
 		unsigned which = b->crossing && ram_page(c, b->gpa) != n;
 
 		next = b->page_next[which];
-		block_kill(sv, b);
+		block_kill_locked(c, b);
 	}
+	c->nwatched--;
+	c->watched[p->nr] = c->watched[c->nwatched];
+	c->pages[c->watched[p->nr]].nr = p->nr;
 	*p = (struct code_page){0};
-	e->watch[n] = 0;
-	c->protected_pages -= c->protected_pages > 0;
+	__atomic_store_n(&e->watch[n], 0, __ATOMIC_SEQ_CST);
 	if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ | PROT_WRITE))
 		c->flush_wanted = true;
-	sv->stats.smc++;
+	c->smc++;
 }
 
-void cache_code_write(struct soft_vcpu *sv, gpa_t gpa, unsigned len)
+void cache_invalidate_page(struct code_cache *c, gpa_t gpa)
 {
-	struct code_page *p = &sv->cache->pages[ram_page(sv->cache, gpa)];
+	cache_lock(c);
+	invalidate_locked(c, ram_page(c, gpa));
+	cache_unlock(c);
+}
+
+void cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len)
+{
+	uint64_t n = ram_page(c, gpa);
+	struct code_page *p = &c->pages[n];
 	unsigned first = (gpa & (PAGE_SIZE - 1)) / 64, last = ((gpa & (PAGE_SIZE - 1)) + len - 1) / 64;
 	bool hit = false;
 
+	cache_lock(c);
 	for (unsigned i = first; i <= last && i < 64; i++)
 		hit |= !!(p->chunks & BIT(i));
-	if (hit || ++p->spared > SPARE_LIMIT)
-		cache_invalidate_page(sv, gpa);
+	if (hit || !p->blocks || ++p->spared > SPARE_LIMIT)
+		invalidate_locked(c, n);
+	cache_unlock(c);
 }
 
-void cache_flush(struct soft_vcpu *sv)
+static void flush_locked(struct code_cache *c)
 {
-	struct code_cache *c = sv->cache;
 	struct soft_engine *e = c->engine;
-	size_t npages = ram_size(e->cfg.ram) >> PAGE_SHIFT;
 
-	/* only pages with code have a non-zero byte; the map is sparse, so drop its memory with it */
-	mprotect(e->ram_rw, npages << PAGE_SHIFT, PROT_READ | PROT_WRITE);
-	for (uint32_t i = 0; i < c->nblocks; i++) {
-		struct block *b = &c->blocks[i];
-
-		e->watch[ram_page(c, b->gpa)] = 0;
-		c->pages[ram_page(c, b->gpa)] = (struct code_page){0};
-		if (b->crossing) {
-			e->watch[ram_page(c, b->gpa2)] = 0;
-			c->pages[ram_page(c, b->gpa2)] = (struct code_page){0};
-		}
+	if (c->nwatched)
+		mprotect(e->ram_rw, ram_size(e->cfg.ram), PROT_READ | PROT_WRITE);
+	for (uint32_t i = 0; i < c->nwatched; i++) {
+		__atomic_store_n(&e->watch[c->watched[i]], 0, __ATOMIC_SEQ_CST);
+		c->pages[c->watched[i]] = (struct code_page){0};
 	}
 	memset(c->hash, 0, sizeof(c->hash));
 	memset(c->steps, 0, sizeof(c->steps));
 	memset(c->seen, 0, sizeof(c->seen));
 	memset(c->mappings, 0, MAPPINGS * sizeof(*c->mappings));
-	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nmappings = 0;
+	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nmappings = c->nwatched = 0;
 	c->used = c->prologue_end;
-	c->protected_pages = 0;
 	c->flush_wanted = false;
-	jc_clear_all(sv);
+	c->flushes++;
+}
+
+void cache_flush(struct soft_vcpu *sv)
+{
+	struct soft_engine *e = sv->v.engine;
+
+	soft_stop_world(sv);
+	cache_lock(sv->cache); /* devices do not stand still */
+	flush_locked(sv->cache);
+	if (e->steps_only)
+		jc_clear_all(sv);
+	for (unsigned i = 0; !e->steps_only && i < e->cfg.ncpus; i++)
+		jc_clear_all(e->vcpus[i]);
+	cache_unlock(sv->cache);
+	soft_start_world(sv);
 	sv->stats.flushes++;
 }

@@ -150,6 +150,7 @@ static bool movs_step(struct vcpu *v, const struct insn *in, const struct str *s
 		n = 0; /* a fault within the first page: the element-wise path below meets it in order */
 	if (n && from && to) {
 		copy_run(to, from, n, st);
+		mmu_host_wrote(v, to, (unsigned)(n * st->size));
 	} else {
 		n = 1;
 		if (!mem_read(v, src.la, st->size, &value, MMU_READ) ||
@@ -175,6 +176,7 @@ static bool stos_step(struct vcpu *v, const struct insn *in, const struct str *s
 		n = 0; /* as for MOVS: the fault is the first element's, with its own address */
 	if (n && to) {
 		fill_run(to, v->s.gpr[R_AX], n, st->size);
+		mmu_host_wrote(v, to, (unsigned)(n * st->size));
 	} else {
 		n = 1;
 		if (!mem_write(v, dst.la, st->size, v->s.gpr[R_AX], MMU_WRITE))

@@ -149,6 +149,29 @@ static unsigned translate_range(struct vcpu *v, gva_t la, unsigned len, unsigned
 	return 2;
 }
 
+/* An aligned access of 2, 4 or 8 bytes is one access for other vCPUs too. */
+static void copy(void *to, const void *from, unsigned len)
+{
+	typedef uint16_t u16 __attribute__((may_alias, aligned(1)));
+	typedef uint32_t u32 __attribute__((may_alias, aligned(1)));
+	typedef uint64_t u64 __attribute__((may_alias, aligned(1)));
+
+	switch (len) {
+	case 2:
+		*(volatile u16 *)to = *(const volatile u16 *)from;
+		break;
+	case 4:
+		*(volatile u32 *)to = *(const volatile u32 *)from;
+		break;
+	case 8:
+		*(volatile u64 *)to = *(const volatile u64 *)from;
+		break;
+	default:
+		memcpy(to, from, len);
+		break;
+	}
+}
+
 bool mmu_read(struct vcpu *v, gva_t la, void *buf, unsigned len, unsigned flags)
 {
 	struct piece p[2];
@@ -157,7 +180,7 @@ bool mmu_read(struct vcpu *v, gva_t la, void *buf, unsigned len, unsigned flags)
 
 	for (unsigned i = 0; i < n; i++) {
 		if (p[i].host)
-			memcpy(out, p[i].host, p[i].len);
+			copy(out, p[i].host, p[i].len);
 		else
 			mmio_read(v, p[i].gpa, out, p[i].len);
 		out += p[i].len;
@@ -165,13 +188,15 @@ bool mmu_read(struct vcpu *v, gva_t la, void *buf, unsigned len, unsigned flags)
 	return n != 0;
 }
 
-static void note_code_write(struct vcpu *v, const struct piece *p)
+/* See cache_int.h: first the store, then the look at the watch map. */
+void mmu_host_wrote(struct vcpu *v, const void *host, unsigned len)
 {
 	struct soft_engine *e = v->engine;
-	uint64_t off;
+	uint64_t off = (uint64_t)((const uint8_t *)host - (const uint8_t *)ram_view(e->cfg.ram));
 
-	if (ram_offset(e->cfg.ram, p->gpa & ~(PAGE_SIZE - 1), &off) && e->watch[off >> PAGE_SHIFT])
-		cache_code_write(soft_vcpu(v), p->gpa, p->len);
+	atomic_thread_fence(memory_order_seq_cst);
+	if (__atomic_load_n(&e->watch[off >> PAGE_SHIFT], __ATOMIC_RELAXED))
+		cache_code_write(e->cache, ram_gpa(e->cfg.ram, off), len);
 }
 
 bool mmu_write(struct vcpu *v, gva_t la, const void *buf, unsigned len, unsigned flags)
@@ -182,8 +207,8 @@ bool mmu_write(struct vcpu *v, gva_t la, const void *buf, unsigned len, unsigned
 
 	for (unsigned i = 0; i < n; i++) {
 		if (p[i].host) {
-			note_code_write(v, &p[i]);
-			memcpy(p[i].host, in, p[i].len);
+			copy(p[i].host, in, p[i].len);
+			mmu_host_wrote(v, p[i].host, p[i].len);
 		} else {
 			mmio_write(v, p[i].gpa, in, p[i].len);
 		}
@@ -201,9 +226,7 @@ bool mmu_probe_write(struct vcpu *v, gva_t la, unsigned len, unsigned flags)
 
 bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host)
 {
-	struct soft_engine *e = v->engine;
 	struct piece p;
-	uint64_t off;
 
 	if (!cpu_long_mode(&v->s))
 		la &= 0xffffffff;
@@ -212,8 +235,6 @@ bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host)
 	if (v->s.dr[7] & 0xff) /* one access at a time, each with its length */
 		p.host = NULL;
 	*host = p.host;
-	if (p.host && (flags & MMU_WRITE) && ram_offset(e->cfg.ram, p.gpa & ~(PAGE_SIZE - 1), &off) && e->watch[off >> PAGE_SHIFT])
-		*host = NULL;
 	return true;
 }
 
@@ -226,16 +247,17 @@ bool mmu_cmpxchg(struct vcpu *v, gva_t la, uint64_t *expected, uint64_t desired,
 	if (!n)
 		return false;
 	if (n == 2 || !p[0].host || ((uintptr_t)p[0].host & (len - 1))) {
-		/* split or MMIO: not atomic on real machines' buses either, but for other vCPUs (one vCPU: nobody looks) */
 		uint64_t cur = 0;
+		bool ok;
 
-		if (!mmu_read(v, la, &cur, len, flags))
-			return false;
-		*done = cur == (old & mask_bytes(len));
+		soft_stop_world(soft_vcpu(v));
+		ok = mmu_read(v, la, &cur, len, flags);
+		*done = ok && cur == (old & mask_bytes(len));
 		*expected = cur;
-		return !*done || mmu_write(v, la, &desired, len, flags);
+		ok = ok && (!*done || mmu_write(v, la, &desired, len, flags));
+		soft_start_world(soft_vcpu(v));
+		return ok;
 	}
-	note_code_write(v, &p[0]);
 	switch (len) {
 	case 1: {
 		uint8_t x = (uint8_t)old;
@@ -259,6 +281,7 @@ bool mmu_cmpxchg(struct vcpu *v, gva_t la, uint64_t *expected, uint64_t desired,
 		*done = __atomic_compare_exchange_n((uint64_t *)(void *)p[0].host, expected, desired, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 		break;
 	}
+	mmu_host_wrote(v, p[0].host, len);
 	return true;
 }
 

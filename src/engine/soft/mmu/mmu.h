@@ -25,11 +25,12 @@ bool mmu_write(struct vcpu *v, gva_t la, const void *buf, unsigned len, unsigned
 /* Check that a later write of len bytes cannot fault (sets A/D). flags as above without MMU_WRITE. */
 bool mmu_probe_write(struct vcpu *v, gva_t la, unsigned len, unsigned flags);
 /*
- * Host address of the byte at la when it is plain RAM (and, for MMU_WRITE, has no translated code in its page), valid up to
- * the end of that 4 KiB page and until the next MMU call that may change mappings; *host = NULL when it is MMIO or
- * needs care (use mmu_read/mmu_write then). False: #PF raised. For string instructions.
+ * Host address of the byte at la when it is plain RAM, valid up to the end of that 4 KiB page and until the next MMU call
+ * that may change mappings; *host = NULL when it is MMIO or needs care (use mmu_read/mmu_write then). False: #PF raised.
+ * Who writes there calls mmu_host_wrote afterwards.
  */
 bool mmu_host_ptr(struct vcpu *v, gva_t la, unsigned flags, void **host);
+void mmu_host_wrote(struct vcpu *v, const void *host, unsigned len);
 /*
  * Atomic compare-and-exchange on guest memory (for LOCK forms done in C and for descriptor accessed bits); *expected is updated.
  * len 1, 2, 4, 8. Returns false on fault; *done says whether the exchange happened.

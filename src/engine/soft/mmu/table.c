@@ -9,13 +9,6 @@
 
 #include "engine/soft/mmu/mmu.h"
 
-/*
- * When more table pages than this are touched (2 MiB of linear addresses each, all contexts together), all tables are started
- * afresh. Each may split the reservation into two more mappings; with those of cache.c's MAX_PROTECTED they stay under the
- * host's default limit of 65,530.
- */
-#define MAX_TABLE_PAGES 8192
-
 static int64_t poison(const struct soft_vcpu *sv, uint64_t index)
 {
 	int64_t gva = (int64_t)(index << 28) >> 16;
@@ -97,7 +90,7 @@ bool table_init(struct soft_vcpu *sv, int vcpu_fd, struct error *err)
 {
 	bool one = sv->v.engine->steps_only; /* all are the same one */
 
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
 			if (one && s + k)
 				sv->ctxs[s][k] = sv->ctxs[0][0];
@@ -112,7 +105,7 @@ void table_fini(struct soft_vcpu *sv)
 {
 	size_t before = align_up(CTX_OFF, 0x10000);
 
-	for (unsigned s = 0; s < CTX_SLOTS; s++) {
+	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
 		for (unsigned k = 0; k < CTX_KINDS; k++) {
 			struct tlb_ctx *c = &sv->ctxs[s][k];
 
@@ -168,7 +161,7 @@ static void ctx_reset_table(struct tlb_ctx *c)
 
 static void reset_all_tables(struct soft_vcpu *sv)
 {
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
 			if (sv->ctxs[s][k].npages)
 				ctx_reset_table(&sv->ctxs[s][k]);
@@ -195,7 +188,7 @@ static struct table_page *page_touch(struct soft_vcpu *sv, struct tlb_ctx *c, ui
 
 	if (tp)
 		return tp;
-	if (sv->table_pages >= MAX_TABLE_PAGES)
+	if (sv->table_pages >= sv->v.engine->table_pages)
 		reset_all_tables(sv);
 	if (c->npages == c->cap) {
 		uint32_t cap = c->cap ? c->cap * 2 : 128;
@@ -350,7 +343,7 @@ static void ctx_forget_code(struct soft_vcpu *sv, struct tlb_ctx *c)
 
 void jc_clear_all(struct soft_vcpu *sv)
 {
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
 			ctx_forget_code(sv, &sv->ctxs[s][k]);
 }
@@ -389,17 +382,31 @@ void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global)
 	c->jc_nonglobal |= !global;
 }
 
+const void *jc_find(struct soft_vcpu *sv, uint64_t pc)
+{
+	const int64_t *neg = (const int64_t *)(sv->ctx->gs - JC_NEG_OFF);
+	void *const *to = (void *const *)(sv->ctx->gs - JC_HOST_OFF);
+
+	for (unsigned second = 0; second < 2; second++) {
+		unsigned i = jc_place(pc, second);
+
+		if (__atomic_load_n(&neg[i], __ATOMIC_RELAXED) == -(int64_t)pc)
+			return to[i];
+	}
+	return NULL;
+}
+
 void jc_remove(struct soft_vcpu *sv, uint64_t pc)
 {
-	for (unsigned s = 0; s < CTX_SLOTS; s++) {
+	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
 		for (unsigned k = 0; k < CTX_KINDS; k++) {
 			int64_t *neg = (int64_t *)(sv->ctxs[s][k].gs - JC_NEG_OFF);
 
 			for (unsigned second = 0; second < 2; second++) {
 				unsigned i = jc_place(pc, second);
 
-				if (neg[i] == -(int64_t)pc)
-					neg[i] = jc_empty(i);
+				if (__atomic_load_n(&neg[i], __ATOMIC_RELAXED) == -(int64_t)pc)
+					__atomic_store_n(&neg[i], jc_empty(i), __ATOMIC_RELAXED);
 			}
 		}
 	}
@@ -423,7 +430,7 @@ static unsigned slot_of(struct soft_vcpu *sv, unsigned pcid, bool make, bool *fo
 	unsigned lru = 0;
 
 	*found = true;
-	for (unsigned s = 0; s < CTX_SLOTS; s++) {
+	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
 		if (sv->slot_valid[s] && sv->slot_pcid[s] == pcid)
 			return s;
 		if (!sv->slot_valid[s] || (sv->slot_valid[lru] && sv->slot_used[s] < sv->slot_used[lru]))
@@ -477,7 +484,7 @@ void mmu_flush_all(struct vcpu *v)
 	struct soft_vcpu *sv = soft_vcpu(v);
 
 	sv->stats.flushes++;
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		slot_flush(sv, s, false);
 	sv->ctlb_gen++;
 }
@@ -487,7 +494,7 @@ void mmu_flush_nonglobal(struct vcpu *v)
 	struct soft_vcpu *sv = soft_vcpu(v);
 
 	sv->stats.flushes++;
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		slot_flush(sv, s, true);
 	sv->ctlb_gen++;
 }
@@ -529,7 +536,7 @@ void mmu_flush_page(struct vcpu *v, gva_t la)
 	bool code = cache_code_page_seen(sv->cache, la >> PAGE_SHIFT);
 
 	/* the entry may have been a global one of any slot */
-	for (unsigned s = 0; s < CTX_SLOTS; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
 		for (unsigned k = 0; k < CTX_KINDS; k++)
 			ctx_flush_page(sv, &sv->ctxs[s][k], la, code);
 	sv->ctlb_gen++;

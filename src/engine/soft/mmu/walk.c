@@ -13,13 +13,15 @@
 #define PTE_G BIT(8)
 #define PTE_NX BIT(63)
 
+#define MAX_TRIES 100 /* of a walk whose entries others keep changing */
+
 struct walk_ctx {
 	struct vcpu *v;
 	gva_t la;
 	unsigned flags;
 	bool user_access;
 	uint64_t *pte64;   /* host address of the leaf */
-	uint32_t *pte32;
+	bool again;
 	uint64_t rsvd;     /* reserved bits of an 8-byte entry */
 };
 
@@ -42,16 +44,25 @@ static uint64_t *entry64(const struct walk_ctx *c, gpa_t gpa)
 	return ram_ptr(c->v->cfg->ram, gpa, 8);
 }
 
-static bool set_bits64(uint64_t *p, uint64_t *old, uint64_t bits)
+/* Accessed and dirty bits. False: another processor has changed the entry since it was read, and the walk begins anew. */
+static bool set_bits64(uint64_t *p, uint64_t *e, uint64_t bits)
 {
-	uint64_t want;
+	uint64_t want = *e | bits;
 
-	do {
-		want = *old | bits;
-		if (want == *old)
-			return true;
-	} while (!__atomic_compare_exchange_n(p, old, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) && (*old & PTE_P));
-	return true;
+	return want == *e || (__atomic_compare_exchange_n(p, e, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) && (*e = want));
+}
+
+static bool set_bits32(uint32_t *p, uint32_t *e, uint32_t bits)
+{
+	uint32_t want = *e | bits;
+
+	return want == *e || (__atomic_compare_exchange_n(p, e, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) && (*e = want));
+}
+
+static bool again(struct walk_ctx *c)
+{
+	c->again = true;
+	return false;
 }
 
 /* Permission check on the combined rights of all levels. */
@@ -133,30 +144,20 @@ static bool walk_long(struct walk_ctx *c, struct walk *out)
 			c->pte64 = p;
 			break;
 		}
-		if (!(e & PTE_A))
-			set_bits64(p, &e, PTE_A);
+		if (!set_bits64(p, &e, PTE_A))
+			return again(c);
 		table = e & phys;
 	}
 	if (!check_rights(c, w, u, nx, out))
 		return false;
-	set_bits64(c->pte64, &e, PTE_A | ((c->flags & MMU_WRITE) ? PTE_D : 0));
+	if (!set_bits64(c->pte64, &e, PTE_A | ((c->flags & MMU_WRITE) ? PTE_D : 0)))
+		return again(c);
 	out->shift = (unsigned)shift;
 	out->table = shift == 12 ? c->pte64 - ((c->la >> 12) & 511) : NULL;
 	out->gpa = (e & phys & ~(BIT(shift) - 1)) | (c->la & (BIT(shift) - 1));
 	out->dirty = e & PTE_D;
 	out->global = (e & PTE_G) && (s->cr4 & CR4_PGE);
 	return true;
-}
-
-static void set_bits32(uint32_t *p, uint32_t *old, uint32_t bits)
-{
-	uint32_t want;
-
-	do {
-		want = *old | bits;
-		if (want == *old)
-			return;
-	} while (!__atomic_compare_exchange_n(p, old, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) && (*old & PTE_P));
 }
 
 static bool walk_32(struct walk_ctx *c, struct walk *out)
@@ -182,7 +183,8 @@ static bool walk_32(struct walk_ctx *c, struct walk *out)
 			return fault(c, PF_P | PF_RSVD);
 		out->shift = 22;
 	} else {
-		set_bits32(p, &e, PTE_A);
+		if (!set_bits32(p, &e, PTE_A))
+			return again(c);
 		p = ram_ptr(ram, (e & 0xfffff000) + ((c->la >> 12) & 1023) * 4, 4);
 		e = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
 		if (!(e & PTE_P))
@@ -192,7 +194,8 @@ static bool walk_32(struct walk_ctx *c, struct walk *out)
 	}
 	if (!check_rights(c, w, u, false, out))
 		return false;
-	set_bits32(p, &e, PTE_A | ((c->flags & MMU_WRITE) ? PTE_D : 0));
+	if (!set_bits32(p, &e, PTE_A | ((c->flags & MMU_WRITE) ? PTE_D : 0)))
+		return again(c);
 	if (out->shift == 22)
 		out->gpa = ((e & 0xffc00000) | ((uint64_t)((e >> 13) & 0xff) << 32)) + (c->la & 0x3fffff);
 	else
@@ -215,7 +218,12 @@ bool mmu_walk(struct vcpu *v, gva_t la, unsigned flags, struct walk *w)
 		*w = (struct walk){.gpa = la & 0xffffffff, .shift = 30, .writable = true, .dirty = true, .user = true};
 		return true;
 	}
-	if (v->s.cr4 & CR4_PAE)
-		return walk_long(&c, w);
-	return walk_32(&c, w);
+	for (unsigned tries = 0; tries < MAX_TRIES; tries++) {
+		c.again = false;
+		if ((v->s.cr4 & CR4_PAE) ? walk_long(&c, w) : walk_32(&c, w))
+			return true;
+		if (!c.again)
+			return false;
+	}
+	return fault(&c, 0); /* who is faulted for nothing tries again */
 }

@@ -152,6 +152,18 @@ static inline void e_rorx(struct emit *e, unsigned to, unsigned from, unsigned n
 	e8(e, n);
 }
 
+/*
+ * Fill up with prefixes that do nothing (CS), or no-operations, so that the 4-byte field which begins `before` bytes from here
+ * lies within an aligned 8 bytes: it may be patched while others run it (AMD APM vol. 2, 7.6.1).
+ */
+static inline void e_align_field(struct emit *e, unsigned before, uint8_t fill)
+{
+	while (((e_off(e) + before) & 7) > 4)
+		e8(e, fill);
+}
+#define FILL_PREFIX 0x2e
+#define FILL_NOP 0x90
+
 /* jmp/jcc rel32 with the target to be patched; returns the offset of rel32 */
 static inline uint32_t e_jmp(struct emit *e)
 {
@@ -166,6 +178,17 @@ static inline uint32_t e_jcc(struct emit *e, unsigned cc)
 	e8(e, 0x80 | cc);
 	e32(e, 0);
 	return e_off(e) - 4;
+}
+/* The same, to be patched while it runs. */
+static inline uint32_t e_jmp_link(struct emit *e)
+{
+	e_align_field(e, 1, FILL_PREFIX);
+	return e_jmp(e);
+}
+static inline uint32_t e_jcc_link(struct emit *e, unsigned cc)
+{
+	e_align_field(e, 2, FILL_PREFIX);
+	return e_jcc(e, cc);
 }
 /* jrcxz rel8 (asz 4: jecxz); returns the offset of rel8 */
 static inline uint32_t e_jrcxz(struct emit *e, unsigned asz)

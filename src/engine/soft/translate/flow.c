@@ -55,6 +55,7 @@ static void emit_thunk(struct trans *t, struct link *l)
 	l->thunk_off = e_off(e);
 	e_mov(e, T1, R_CX);
 	e_load_gs32(e, R_CX, -ITLB_OFF + 4 * (int32_t)itlb_slot(l->target >> PAGE_SHIFT));
+	e_align_field(e, 2, FILL_NOP);
 	e8(e, 0x8d); /* lea ecx, [rcx - mapping] */
 	e8(e, 0x89);
 	e32(e, 0);
@@ -64,7 +65,7 @@ static void emit_thunk(struct trans *t, struct link *l)
 	e_jmp_to(e, l->stub_off);
 	e_patch8(e, hit);
 	e_mov(e, R_CX, T1);
-	l->thunk_jmp_off = e_jmp(e);
+	l->thunk_jmp_off = e_jmp_link(e);
 }
 
 void trans_finish(struct trans *t)
@@ -86,7 +87,7 @@ void trans_finish(struct trans *t)
 		}
 		e_mov_imm(e, T0, l->target);
 		e_store_gs_imm(e, GS(exit_arg), (uint32_t)(l - t->c->links));
-		l->tail_off = e_jmp(e);
+		l->tail_off = e_jmp_link(e);
 		e_patch32(e, l->tail_off, t->c->exit_chain);
 		/* an instruction that crosses the page end is a block of its own and depends on the next page too */
 		if (t->b->crossing || trans_linear_page_differs(t, l->target) || (l->target & (PAGE_SIZE - 1)) > PAGE_SIZE - INSN_MAX_LEN)
@@ -160,7 +161,7 @@ static void jump(struct trans *t, uint64_t target)
 {
 	if (target <= t->pc)
 		trans_poll(t);
-	trans_goto(t, target, e_jmp(&t->e));
+	trans_goto(t, target, e_jmp_link(&t->e));
 	t->ended = true;
 }
 
@@ -192,8 +193,8 @@ static void jcc(struct trans *t, const struct insn *in)
 
 	if (target <= t->pc || t->next <= t->pc)
 		trans_poll(t);
-	trans_goto(t, target, e_jcc(&t->e, in->cc));
-	trans_goto(t, t->next, e_jmp(&t->e));
+	trans_goto(t, target, e_jcc_link(&t->e, in->cc));
+	trans_goto(t, t->next, e_jmp_link(&t->e));
 	t->ended = true;
 }
 
@@ -208,9 +209,9 @@ static bool loop_or_jcxz(struct trans *t, const struct insn *in)
 	if (in->kind == INSN_LOOP)
 		e_lea(&t->e, in->asz == 8, R_CX, R_CX, -1, 0, -1);
 	zero = e_jrcxz(&t->e, in->asz);
-	trans_goto(t, in->kind == INSN_LOOP ? target : t->next, e_jmp(&t->e));
+	trans_goto(t, in->kind == INSN_LOOP ? target : t->next, e_jmp_link(&t->e));
 	e_patch8(&t->e, zero);
-	trans_goto(t, in->kind == INSN_LOOP ? t->next : target, e_jmp(&t->e));
+	trans_goto(t, in->kind == INSN_LOOP ? t->next : target, e_jmp_link(&t->e));
 	t->ended = true;
 	return true;
 }
@@ -230,7 +231,7 @@ static bool call(struct trans *t, const struct insn *in, unsigned width)
 	if (in->kind == INSN_CALL_IND) {
 		jump_indirect(t);
 	} else {
-		trans_goto(t, target, e_jmp(&t->e));
+		trans_goto(t, target, e_jmp_link(&t->e));
 		t->ended = true;
 	}
 	return true;

@@ -9,6 +9,7 @@
 
 #define MAX_BLOCK_INSNS 48
 #define MAX_BLOCK_LINKS 3
+#define MAX_BLOCK_CODE ((MAX_BLOCK_INSNS + 2) * 16)
 /* Room that one block may need at most, and one instruction with its out-of-line part. */
 #define MAX_BLOCK_BYTES 16384
 
@@ -33,6 +34,9 @@ struct trans {
 	struct { struct link *l; } links[MAX_BLOCK_LINKS];
 	unsigned nlinks;
 	bool ended;
+	/* The guest's bytes from the block's start on, read once: other vCPUs may write them meanwhile. */
+	uint8_t code[MAX_BLOCK_CODE];
+	unsigned ncode;
 	unsigned irq_poll; /* 1: emit the poll at the start of the instruction after the next (STI), 2: now */
 };
 

@@ -105,30 +105,47 @@ static void fall_through(struct trans *t)
 	} else {
 		if (t->pc <= t->b->pc)
 			trans_poll(t);
-		trans_goto(t, t->pc, e_jmp(&t->e));
+		trans_goto(t, t->pc, e_jmp_link(&t->e));
 	}
+}
+
+#define READ_AHEAD 64
+
+/* Copy what the instruction at `at` and the one after it may need. */
+static void read_code(struct trans *t, const uint8_t *from, unsigned at, unsigned limit)
+{
+	unsigned want = (unsigned)min_u64(at + 2 * INSN_MAX_LEN, limit), n;
+
+	if (t->ncode >= want)
+		return;
+	n = (unsigned)min_u64(t->ncode + READ_AHEAD, limit) - t->ncode;
+	memcpy(t->code + t->ncode, from + t->ncode, n);
+	t->ncode += n;
 }
 
 static void translate_page(struct trans *t, const uint8_t *page)
 {
-	unsigned off = t->gpa & (PAGE_SIZE - 1);
+	unsigned off = t->gpa & (PAGE_SIZE - 1), limit = (unsigned)min_u64(PAGE_SIZE - off, MAX_BLOCK_CODE);
 
 	while (!t->ended && t->b->ninsn < MAX_BLOCK_INSNS) {
-		unsigned at = off + t->b->guest_len;
+		unsigned at = t->b->guest_len;
 
-		if (at >= PAGE_SIZE || !append(t, page + at, (unsigned)PAGE_SIZE - at))
+		read_code(t, page + off, at, limit);
+		if (at >= limit || !append(t, t->code + at, limit - at))
 			break;
 	}
 	if (!t->ended)
 		fall_through(t);
 }
 
-/* The first instruction crosses the page end: a block of its own that belongs to both pages. False: #PF on the second page. */
+/*
+ * The first instruction crosses the page end: a block of its own that belongs to both pages. False: #PF on the second page,
+ * or it cannot be watched.
+ */
 static bool translate_crossing(struct trans *t, const uint8_t *page)
 {
 	struct soft_vcpu *sv = t->sv;
 	unsigned n = (unsigned)(PAGE_SIZE - (t->gpa & (PAGE_SIZE - 1)));
-	uint8_t bytes[2 * INSN_MAX_LEN + 2];
 	gva_t la = t->code_base + t->pc + n;
 	const uint8_t *second;
 	bool global;
@@ -140,22 +157,24 @@ static bool translate_crossing(struct trans *t, const uint8_t *page)
 	second = ram_ptr(sv->v.cfg->ram, t->b->gpa2, INSN_MAX_LEN);
 	if (!second)
 		return vcpu_raise_gp(&sv->v, 0); /* code in MMIO space */
+	if (!cache_watch_locked(t->c, t->b->gpa2))
+		return false;
 	t->b->crossing = true;
-	memcpy(bytes, page + PAGE_SIZE - n, n);
-	memcpy(bytes + n, second, INSN_MAX_LEN);
-	append(t, bytes, INSN_MAX_LEN);
+	memcpy(t->code, page + PAGE_SIZE - n, n);
+	memcpy(t->code + n, second, INSN_MAX_LEN);
+	append(t, t->code, INSN_MAX_LEN);
 	if (!t->ended)
 		fall_through(t);
 	return true;
 }
 
-static bool room(const struct code_cache *c)
+bool translate_room(const struct code_cache *c)
 {
 	return c->used + MAX_BLOCK_BYTES <= c->size && c->nblocks < c->max_blocks && c->nlinks + MAX_BLOCK_LINKS <= c->max_links &&
 	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && c->nmappings < MAPPINGS / 2 && !c->flush_wanted;
 }
 
-struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
+struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 {
 	struct code_cache *c = sv->cache;
 	struct cpu_state *s = &sv->v.s;
@@ -167,17 +186,18 @@ struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 		vcpu_raise_gp(&sv->v, 0); /* code in MMIO space */
 		return NULL;
 	}
-	if (!room(c))
-		cache_flush(sv);
+	if (!cache_watch_locked(c, gpa))
+		return NULL;
 	c->used = (c->used + 15) & ~15ul;
 	b = t.b = &c->blocks[c->nblocks];
 	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap,
-			     .mapping = cache_mapping(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
+			     .mapping = cache_mapping_locked(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
 	translate_page(&t, page);
 	if (!b->ninsn) {
 		t.e.p = c->rw + c->used;
+		c->nlinks -= t.nlinks;
 		t.nlinks = 0;
 		t.ended = false;
 		if (!translate_crossing(&t, page))
@@ -187,8 +207,9 @@ struct block *translate(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 	b->host_len = e_off(&t.e) - b->host_off;
 	c->used = e_off(&t.e);
 	c->nmap += b->ninsn;
-	c->nblocks++;
-	cache_insert(c, b);
+	b->guest_sum = cache_code_sum(t.code, b->guest_len);
+	atomic_store_explicit(&c->nblocks, c->nblocks + 1, memory_order_release);
+	cache_insert_locked(c, b);
 	sv->stats.translations++;
 	sv->stats.insns += b->ninsn;
 	return b;
@@ -211,11 +232,17 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	unsigned h = step_hash(in, bytes);
 	struct step_stub *s;
 
-	for (s = c->steps[h]; s; s = s->next)
-		if (s->len == in->len && s->mode == in->mode && !memcmp(s->bytes, bytes, in->len))
-			return c->rx + s->host_off;
-	if (!room(c) || c->nsteps >= c->max_steps)
+	cache_lock(c);
+	for (;;) {
+		for (s = c->steps[h]; s; s = s->next)
+			if (s->len == in->len && s->mode == in->mode && !memcmp(s->bytes, bytes, in->len))
+				goto found;
+		if (translate_room(c) && c->nsteps < c->max_steps)
+			break;
+		cache_unlock(c);
 		cache_flush(sv);
+		cache_lock(c);
+	}
 	s = &c->step_pool[c->nsteps++];
 	*s = (struct step_stub){.len = in->len, .mode = in->mode, .host_off = (uint32_t)c->used, .next = c->steps[h]};
 	memcpy(s->bytes, bytes, in->len);
@@ -227,6 +254,8 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 		trans_native(&t, in, bytes, in->mem == MEM_NONE ? NULL : &op);
 	e_jmp_to(&t.e, c->exit_step);
 	c->used = e_off(&t.e);
+found:
+	cache_unlock(c);
 	return c->rx + s->host_off;
 }
 
