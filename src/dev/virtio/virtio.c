@@ -116,6 +116,10 @@ void virtio_suppress(struct virtio *v, unsigned q)
 		virtqueue_suppress(&v->queues[q]);
 }
 
+bool virtio_arm(struct virtio *v, unsigned q) { return usable(v, q) && virtqueue_arm(&v->queues[q]); }
+
+unsigned virtio_queue_size(const struct virtio *v, unsigned q) { return v->queues[q].s.size; }
+
 void virtio_put(struct virtio *v, unsigned q, uint16_t head, uint32_t written)
 {
 	if (v->queues[q].s.enabled)

@@ -59,6 +59,8 @@ void virtio_push(struct virtio *v, unsigned q, const struct virtqueue_chain *c, 
 /* For a device that looks for work by itself (virtqueue.h); all do nothing when the queue is not in use. */
 bool virtio_waiting(struct virtio *v, unsigned q);
 void virtio_suppress(struct virtio *v, unsigned q);
+bool virtio_arm(struct virtio *v, unsigned q);
+unsigned virtio_queue_size(const struct virtio *v, unsigned q);
 void virtio_put(struct virtio *v, unsigned q, uint16_t head, uint32_t written);
 void virtio_publish(struct virtio *v, unsigned q);
 uint32_t virtio_write(struct virtio *v, unsigned q, const struct virtqueue_chain *c, uint32_t off, const void *buf,

@@ -49,8 +49,8 @@ static void set_used_flags(struct virtqueue *q, uint16_t flags)
 	ram_wrote(q->ram, q->s.used + RING_FLAGS, 2);
 }
 
-/* Ask for a notification of the next chain (2.7.10), then look again: it may have come meanwhile. */
-static bool still_empty(struct virtqueue *q)
+/* 2.7.10: look again afterwards, as one may have come meanwhile. */
+bool virtqueue_arm(struct virtqueue *q)
 {
 	struct virtqueue_state *s = &q->s;
 	uint64_t at = RING_ENTRIES + (uint64_t)USED_ELEM_LEN * s->size;
@@ -63,7 +63,7 @@ static bool still_empty(struct virtqueue *q)
 	}
 	s->quiet = false;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return load16(q->avail + RING_IDX) == s->next_avail;
+	return load16(q->avail + RING_IDX) != s->next_avail;
 }
 
 static bool add_seg(struct virtqueue *q, struct virtqueue_chain *c, const struct desc *d)
@@ -131,7 +131,7 @@ enum virtqueue_result virtqueue_pop(struct virtqueue *q, struct virtqueue_chain 
 	uint16_t waiting = load16(q->avail + RING_IDX) - s->next_avail;
 
 	if (!waiting) {
-		if (still_empty(q))
+		if (!virtqueue_arm(q))
 			return VIRTQUEUE_EMPTY;
 		waiting = load16(q->avail + RING_IDX) - s->next_avail;
 	}

@@ -57,6 +57,8 @@ enum virtqueue_result virtqueue_pop(struct virtqueue *q, struct virtqueue_chain 
 bool virtqueue_waiting(const struct virtqueue *q);
 /* The device looks by itself for a while: the driver need not notify until a pop finds nothing (2.7.10). */
 void virtqueue_suppress(struct virtqueue *q);
+/* The end of that: ask for a notification of the next chain; true: one is there already. */
+bool virtqueue_arm(struct virtqueue *q);
 /* Hand the chain back, of which the first `written` bytes of the writable buffers were filled. */
 void virtqueue_push(struct virtqueue *q, const struct virtqueue_chain *c, uint32_t written);
 /* The same in two steps, for chains that the driver must see all at once: put each head, then publish. */
