@@ -10,6 +10,7 @@
 
 #include "backend/char/chardev.h"
 #include "base/log.h"
+#include "cli/opt_net.h"
 #include "machine/machine.h"
 #include "machine/micro.h"
 #include "machine/pick.h"
@@ -26,7 +27,7 @@ struct run_options {
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP,
+	OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP,
 };
 
 static const struct option long_options[] = {
@@ -40,6 +41,7 @@ static const struct option long_options[] = {
 	{"cpu", required_argument, NULL, OPT_CPU},
 	{"serial", required_argument, NULL, OPT_SERIAL},
 	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
+	{"net", required_argument, NULL, OPT_NET},
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
 	{"quiet", no_argument, NULL, 'q'},
@@ -60,6 +62,8 @@ static const char usage[] =
 	"  --cpu max|baseline       CPU features: all that the host has, or x86-64-v2 (default max)\n"
 	"  --serial SPEC            COM1: stdio, file:PATH, unix:PATH or null (default stdio)\n"
 	"  --virtio-console SPEC    adds a virtio console, SPEC as above\n"
+	"  --net SPEC               adds a network card: user, tap:INTERFACE, link:PATH or null, with options behind commas,\n"
+	"                           like user,hostfwd=tcp:127.0.0.1:2222:22 (man doppel-run); repeatable\n"
 	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
 	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
 	"  -q, --quiet              print nothing but errors\n"
@@ -112,6 +116,20 @@ static bool add_module(struct run_options *o, const char *s, struct error *err)
 	return true;
 }
 
+static bool add_nic(struct run_options *o, const char *spec, struct error *err)
+{
+	struct machine_nic *nics = realloc((void *)o->cfg.nics, (o->cfg.nnics + 1) * sizeof(*nics));
+
+	if (!nics)
+		return error_set(err, "out of memory");
+	o->cfg.nics = nics;
+	if (o->cfg.nnics == MACHINE_MAX_NICS) {
+		error_set(err, "run: more than %u network cards", MACHINE_MAX_NICS);
+		return error_hint(err, "leave out some --net");
+	}
+	return opt_net_parse(spec, &nics[o->cfg.nnics++], err);
+}
+
 static bool parse_option(struct run_options *o, int opt, struct error *err)
 {
 	/* In the order of the enums. */
@@ -130,6 +148,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case OPT_HELP: o->help = true; return true;
 	case 'q': o->quiet = true; return true;
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
+	case OPT_NET: return add_nic(o, optarg, err);
 	case OPT_MODULE: return add_module(o, optarg, err);
 	case OPT_CPUS:
 		if (!parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, err))
@@ -266,6 +285,8 @@ static int run(struct run_options *o)
 	if (!engine_pick(o->engine, &choice, &err))
 		return cli_fail(&err);
 	o->cfg.engine = choice.ops;
+	if (o->quiet)
+		log_set_level(LOG_WARN);
 	set_signals();
 	m = machine_new(&o->cfg, &err);
 	if (!m)
@@ -306,5 +327,6 @@ int cli_run(int argc, char **argv)
 	else
 		status = run(&o);
 	free((void *)o.cfg.modules);
+	free((void *)o.cfg.nics);
 	return status;
 }

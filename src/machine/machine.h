@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdio.h>
 
+#include "backend/net/net.h"
 #include "base/error.h"
 #include "base/loop.h"
 #include "base/timer.h"
@@ -56,6 +57,14 @@ struct board {
 	const char *(*run_error)(struct machine *m);
 };
 
+#define MACHINE_MAX_NICS 8
+
+struct machine_nic {
+	struct net_options net;
+	uint8_t mac[6];
+	bool mac_filter; /* the guest cannot send from another address */
+};
+
 /* Strings and arrays stay the caller's and live as long as the machine. */
 struct machine_config {
 	const struct board *board;
@@ -70,6 +79,8 @@ struct machine_config {
 	unsigned nmodules;
 	const char *serial;         /* chardev specification */
 	const char *virtio_console; /* the same, or NULL: no such device */
+	const struct machine_nic *nics;
+	unsigned nnics;
 	bool debug_exit;
 	uint16_t debug_exit_port;
 	bool no_reboot;

@@ -1,8 +1,10 @@
 #include "machine/micro.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "backend/char/chardev.h"
+#include "base/log.h"
 #include "boot/acpi.h"
 #include "boot/boot.h"
 #include "dev/acpi_pm.h"
@@ -12,6 +14,7 @@
 #include "dev/rtc.h"
 #include "dev/uart.h"
 #include "dev/virtio/console.h"
+#include "dev/virtio/net.h"
 #include "dev/virtio/rng.h"
 
 /* Ports. The interrupt chips, which are the engine's, have 0x20, 0x40, 0x61, 0xa0 and 0x4d0. */
@@ -43,6 +46,7 @@
 #define HOST_BRIDGE_DEVICE 0x0008
 #define RNG_DEVICE 1
 #define CONSOLE_DEVICE 2
+#define NIC_DEVICE 8 /* the first of MACHINE_MAX_NICS */
 
 #define S5_TYPE 5
 
@@ -57,6 +61,8 @@ struct micro {
 	struct pci_host *pci;
 	struct virtio_rng *rng;
 	struct virtio_console *console;
+	struct net *nets[MACHINE_MAX_NICS];
+	struct virtio_net *nics[MACHINE_MAX_NICS];
 	struct pci_window pci_high;
 };
 
@@ -130,6 +136,28 @@ static bool add_debug_exit(struct micro *b, struct error *err)
 	return b->debug_exit || error_hint(err, "choose another port, as in --debug-exit=0x501");
 }
 
+static bool add_nics(struct micro *b, struct error *err)
+{
+	struct machine *m = b->machine;
+
+	for (unsigned i = 0; i < m->cfg.nnics; i++) {
+		const struct machine_nic *nic = &m->cfg.nics[i];
+		struct virtio_net_config c = {.lock = &m->lock, .mac_filter = nic->mac_filter, .mtu = (uint16_t)nic->net.mtu};
+
+		b->nets[i] = c.net = net_open(&nic->net, err);
+		if (!b->nets[i])
+			return false;
+		memcpy(c.mac, nic->mac, sizeof(c.mac));
+		b->nics[i] = virtio_net_new(&(struct virtio_config){.host = b->pci, .devfn = PCI_DEVFN(NIC_DEVICE + i, 0),
+								    .ram = m->ram, .timers = &m->timers}, &c, err);
+		if (!b->nics[i])
+			return false;
+		log_info("network %u: %s; MAC %02x:%02x:%02x:%02x:%02x:%02x", i, net_description(b->nets[i]), nic->mac[0], nic->mac[1],
+			 nic->mac[2], nic->mac[3], nic->mac[4], nic->mac[5]);
+	}
+	return true;
+}
+
 /* The wiring list. */
 static bool micro_build(struct machine *m, struct error *err)
 {
@@ -189,6 +217,8 @@ static bool micro_build(struct machine *m, struct error *err)
 			return false;
 	}
 
+	if (!add_nics(b, err))
+		return false;
 	if (m->cfg.debug_exit && !add_debug_exit(b, err))
 		return false;
 	pci_host_reset(b->pci);
@@ -275,6 +305,10 @@ static void micro_free(struct machine *m)
 
 	if (!b)
 		return;
+	for (unsigned i = 0; i < MACHINE_MAX_NICS; i++) {
+		virtio_net_free(b->nics[i]);
+		net_close(b->nets[i]);
+	}
 	virtio_console_free(b->console);
 	virtio_rng_free(b->rng);
 	pci_host_free(b->pci);
