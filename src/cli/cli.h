@@ -19,6 +19,7 @@ enum {
 };
 
 int cli_run(int argc, char **argv);
+int cli_disk(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
 int cli_version(int argc, char **argv);
 int cli_help(int argc, char **argv);

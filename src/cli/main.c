@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
 	{"run", cli_run, "start a virtual machine on this terminal"},
+	{"disk", cli_disk, "make, look at, convert and check disk images"},
 	{"doctor", cli_doctor, "show what this host can do and which engine fits"},
 	{"version", cli_version, "show the version"},
 	{"help", cli_help, "show this text"},
