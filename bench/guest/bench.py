@@ -224,7 +224,8 @@ def write(a, run, lines, gain, smp_run):
     text = ["# Guest benchmark", "", "Ordinary Debian programs inside a virtual machine, compared with the same binaries natively.", "",
             "![geometric means of the ratios to native](guest.svg)", "", report.goals(lines, others), "",
             report.markdown(["", "2 threads on 2 CPUs", "to /init of this image, s", f"idle guest, CPU ({a.idle:g} s)", "VMM's own memory, MiB", "code cache, MiB"], body), "",
-            "## Every job", "", report.details(lines, others), "Failures: " + ("; ".join(failures) if failures else "none") + f". Boots that failed and were made again: {len(run.retries)}.", "",
+            "## Translation", "", "Short programs in milliseconds: first run after the start of the virtual machine, and second.", "",
+            report.translation(lines, others), "", "## Every job", "", report.details(lines, others), "Failures: " + ("; ".join(failures) if failures else "none") + f". Boots that failed and were made again: {len(run.retries)}.", "",
             f"Medians of {a.rounds} rounds{f' (TCG: {a.tcg_rounds})' if a.tcg_rounds else ''}; in each, every virtual machine starts anew and each job runs in all of them in turn, timed inside by CLOCK_MONOTONIC. "
             "An output that differs from the native one is a failure. Short programs run once before anything of them was translated, and once more. "
             "`CPU / native` compares CPU time of the VMM's process with that of the job natively. "

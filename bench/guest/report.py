@@ -86,6 +86,21 @@ def details(lines, others, cpu=True):
     return "\n".join(out)
 
 
+def translation(lines, others):
+    """What the first run of a short program costs more than the second: mostly translation."""
+    by = {(x["row"], x["job"]): x["engines"] for x in lines}
+    body = []
+    for name in (job for row, job in by if row == "short"):
+        first, second = by["short", name], by.get(("warm", name), {})
+        cells = [name, number(1000 * first["native"]["s"], "{:.1f}") if "native" in first else ""]
+        for e in others:
+            pair = (first.get(e), second.get(e))
+            ms = [1000 * m["s"] if m else None for m in pair]
+            cells += [number(v, "{:.0f}") for v in ms] + [number(ms[0] - ms[1], "{:.0f}") if all(pair) else ""]
+        body.append(cells)
+    return markdown(["job", "native, ms"] + [f"{e} {k}" for e in others for k in ("first", "second", "difference")], body)
+
+
 def chart(lines, others, path):
     """Bars of geometric means on a logarithmic scale, a dot for each job, a mark for each goal."""
     left, right, per_row = 210, 60, 22 * len(others) + 22
