@@ -459,3 +459,10 @@ struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_sta
 		fill_dynamic(p, s, l, subleaf, &r);
 	return r;
 }
+
+void cpuid_policy_add_kvm(struct cpuid_policy *p, uint32_t features)
+{
+	for (unsigned i = 0; i < p->count; i++)
+		if (p->e[i].leaf == HV_FEATURES)
+			p->e[i].r.eax |= features;
+}

@@ -47,6 +47,10 @@ bool cpuid_policy_init(struct cpuid_policy *p, enum cpu_model model, unsigned nc
  */
 struct cpuid_regs cpuid_query(const struct cpuid_policy *p, const struct cpu_state *s, uint32_t leaf, uint32_t subleaf);
 
+/* What of KVM's paravirtual features (leaf 0x40000001, EAX) an engine serves beside the clock: bits, and the call that shows them. */
+enum kvm_pv { KVM_STEAL_TIME = 5, KVM_PV_UNHALT = 7, KVM_PV_TLB_FLUSH = 9, KVM_PV_SEND_IPI = 11, KVM_PV_SCHED_YIELD = 13 };
+void cpuid_policy_add_kvm(struct cpuid_policy *p, uint32_t features);
+
 /* Feature test on the static table, e.g. cpuid_has(p, 7, 0, CPUID_EBX, 5). */
 enum cpuid_reg { CPUID_EAX, CPUID_EBX, CPUID_ECX, CPUID_EDX };
 bool cpuid_has(const struct cpuid_policy *p, uint32_t leaf, uint32_t subleaf, enum cpuid_reg reg, unsigned bit);

@@ -59,6 +59,8 @@ void lapic_mmio_write(struct irqchip *c, unsigned cpu, uint64_t off, unsigned si
 /* False: #GP. msr is 0x800..0x8ff, 0x6e0 (TSC_DEADLINE). Access rules of the current mode are checked. */
 bool lapic_msr_read(struct irqchip *c, unsigned cpu, uint32_t msr, uint64_t *value);
 bool lapic_msr_write(struct irqchip *c, unsigned cpu, uint32_t msr, uint64_t value);
+/* A message as in the low half of the ICR, to one APIC id; its destination fields are ignored. True: taken. */
+bool irqchip_send_ipi(struct irqchip *c, uint32_t dest, uint32_t icr);
 /* IA32_APIC_BASE: false is #GP (invalid mode transition). */
 uint64_t lapic_base_read(struct irqchip *c, unsigned cpu);
 bool lapic_base_write(struct irqchip *c, unsigned cpu, uint64_t value);

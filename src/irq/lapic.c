@@ -333,6 +333,13 @@ static void send_ipi(struct lapic *l, uint32_t icr, uint32_t dest)
 	}
 }
 
+bool irqchip_send_ipi(struct irqchip *c, uint32_t dest, uint32_t icr)
+{
+	struct irq_msg m = {.dest = dest, .vector = icr & 0xff, .mode = (icr >> 8) & 7, .level = icr & ICR_LEVEL};
+
+	return lapic_deliver(c, &m);
+}
+
 static void eoi(struct lapic *l)
 {
 	int vector = vec_highest(l, LAPIC_ISR);

@@ -196,6 +196,9 @@ static bool build(struct machine *m, struct error *err)
 		return false;
 	if (!cpuid_policy_init(&m->cpuid, m->cfg.cpu, m->cfg.ncpus, tsc_khz_measure(), err))
 		return false;
+	if (m->cfg.engine == &engine_soft && m->cfg.ncpus > 1) /* one CPU alone gains nothing by them */
+		cpuid_policy_add_kvm(&m->cpuid, BIT(KVM_STEAL_TIME) | BIT(KVM_PV_UNHALT) | BIT(KVM_PV_TLB_FLUSH) |
+							BIT(KVM_PV_SEND_IPI) | BIT(KVM_PV_SCHED_YIELD));
 	m->ram = ram_new(m->cfg.ram_bytes, err);
 	if (!m->ram)
 		return false;

@@ -2,6 +2,7 @@
  * The dispatcher: every exit of translated code and every request from outside lands in soft_run.
  */
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -12,6 +13,8 @@
 #include "engine/soft/mmu/mmu.h"
 #include "engine/soft/soft_int.h"
 
+#define SPIN_GAP_NS 1000000 /* two yields further apart belong to different waits */
+#define YIELDS_PER_NAP 8
 #define MAX_FLUSHES 4 /* in a row, before the host's refusal to protect a page is taken as final */
 
 void soft_request(struct soft_vcpu *sv, unsigned req)
@@ -328,6 +331,84 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 	return ok;
 }
 
+/* ---- waiting ---- */
+
+static int64_t thread_cpu_time(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
+}
+
+/* What this thread did not get of the host's CPUs though it wanted to run, since the last call. */
+static uint64_t stolen(struct soft_vcpu *sv)
+{
+	int64_t total, more;
+
+	if (!(sv->v.s.kvm_steal_time & 1))
+		return 0;
+	if (!sv->run_since) {
+		sv->run_since = clock_now() - thread_cpu_time();
+		sv->idle = sv->stolen = 0;
+	}
+	total = clock_now() - sv->run_since - thread_cpu_time() - sv->idle;
+	more = total > sv->stolen ? total - sv->stolen : 0;
+	sv->stolen += more;
+	return (uint64_t)more;
+}
+
+/* Sleep until something is requested, ns at most if not NULL. */
+static void wait_for_request(struct soft_vcpu *sv, const struct timespec *ns)
+{
+	struct rendezvous *w = &sv->v.engine->rendezvous;
+	unsigned seen = atomic_load(&sv->wake);
+	int64_t before = clock_now();
+
+	kvmpv_pause(&sv->v);
+	rendezvous_leave(w, sv->v.index);
+	atomic_store(&sv->waiting, true);
+	if (!atomic_load(&sv->requests))
+		syscall(SYS_futex, &sv->wake, FUTEX_WAIT_PRIVATE, seen, ns, NULL, 0);
+	atomic_store(&sv->waiting, false);
+	rendezvous_enter(w, sv->v.index);
+	sv->idle += clock_now() - before;
+	kvmpv_resume(&sv->v, stolen(sv));
+}
+
+void vcpu_yield(struct vcpu *v) { sched_yield(); }
+
+void vcpu_unhalt(struct vcpu *v, unsigned target)
+{
+	struct soft_vcpu *sv = v->engine->vcpus[target];
+
+	atomic_store(&sv->unhalted, true);
+	soft_request(sv, REQ_UNHALT);
+}
+
+/*
+ * The guest has executed many PAUSEs: it waits for another vCPU, whose thread may be waiting for this one's host CPU. Yielding
+ * lets those run that wait for the same CPU; when that has not helped for a while, a short sleep leaves the CPU to
+ * threads that queue for others.
+ */
+static void spin_wait(struct soft_vcpu *sv)
+{
+	static const struct timespec nap = {.tv_nsec = 50000};
+	int64_t now = clock_now();
+
+	sv->pauses = PAUSES_PER_YIELD;
+	if (sv->v.engine->steps_only)
+		return;
+	sv->yields = now - sv->last_yield < SPIN_GAP_NS ? sv->yields + 1 : 0;
+	if (sv->yields < YIELDS_PER_NAP) {
+		sched_yield();
+	} else {
+		sv->yields = 0;
+		wait_for_request(sv, &nap);
+	}
+	sv->last_yield = clock_now();
+}
+
 /* Execute the instruction at rip. False: v.exc holds its fault. */
 static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 {
@@ -347,6 +428,8 @@ static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 		v->s.rip += in->len;
 		return true;
 	}
+	if (insn_is_pause(in))
+		spin_wait(sv);
 	if (!check_unit(v, in))
 		return false;
 	if (in->mem == MEM_NONE) {
@@ -510,8 +593,10 @@ static bool handle_requests(struct soft_vcpu *sv, unsigned req)
 {
 	if (req & REQ_PAUSE)
 		rendezvous_pause(&sv->v.engine->rendezvous, sv->v.index);
-	if (req & REQ_TIMER)
+	if (req & REQ_TIMER) {
 		run_timers(sv);
+		kvmpv_resume(&sv->v, stolen(sv));
+	}
 	if (req & REQ_NMI)
 		sv->v.s.nmi_pending = 1;
 	if (req & REQ_INIT) {
@@ -554,20 +639,6 @@ static bool handle_interrupts(struct soft_vcpu *sv)
 	sv->stats.interrupts++;
 	deliver(sv, EVENT_INTERRUPT, (uint8_t)vector);
 	return true;
-}
-
-static void halt(struct soft_vcpu *sv)
-{
-	struct rendezvous *w = &sv->v.engine->rendezvous;
-	unsigned seen = atomic_load(&sv->wake);
-
-	sv->stats.halts++;
-	rendezvous_leave(w, sv->v.index);
-	atomic_store(&sv->waiting, true);
-	if (!atomic_load(&sv->requests))
-		syscall(SYS_futex, &sv->wake, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-	atomic_store(&sv->waiting, false);
-	rendezvous_enter(w, sv->v.index);
 }
 
 /* ---- blocks ---- */
@@ -758,8 +829,11 @@ static enum engine_exit run_inside(struct soft_vcpu *sv)
 			link = -1;
 		if (sv->v.triple_fault || sv->v.fatal)
 			return report(sv);
+		if (s->run_state == CPU_HALTED && atomic_exchange(&sv->unhalted, false))
+			s->run_state = CPU_RUNNING;
 		if (s->run_state != CPU_RUNNING) {
-			halt(sv);
+			sv->stats.halts++;
+			wait_for_request(sv, NULL);
 			continue;
 		}
 		if (sv->hflags_stale)

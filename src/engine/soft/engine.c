@@ -68,6 +68,7 @@ static void fill_constants(struct soft_vcpu *sv)
 	atomic_store(&sv->poll_ptr, &sv->poll_ok_word);
 	atomic_store(&sv->irq_poll_ptr, &sv->poll_ok_word);
 	sv->ctlb_gen = 1;
+	sv->pauses = PAUSES_PER_YIELD;
 }
 
 struct soft_vcpu *soft_vcpu_new(struct soft_engine *e, unsigned index, struct error *err)

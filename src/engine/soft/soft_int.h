@@ -150,6 +150,7 @@ struct soft_vcpu;
 #define REQ_INIT 16u
 #define REQ_SIPI 32u
 #define REQ_PAUSE 64u /* someone stops the world */
+#define REQ_UNHALT 128u
 
 enum soft_exit_reason {
 	SX_LOOKUP, /* rip = T0: no jump-cache entry */
@@ -184,6 +185,7 @@ struct soft_vcpu {
 	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
 	uint64_t xsave_mask;   /* XCR0 of the host, less what the guest may not see */
 	uint64_t step_ptr;     /* T0 at entry of a step stub */
+	uint64_t pauses;       /* PAUSE instructions left until the thread yields */
 	uint64_t poll_ok_word;
 	uint64_t exit_fn, exit_signal_fn; /* entry.c */
 
@@ -208,6 +210,11 @@ struct soft_vcpu {
 	atomic_uint wake; /* futex word of the halted vCPU */
 	atomic_bool waiting;
 	atomic_uint sipi_vector; /* of REQ_SIPI */
+	atomic_bool unhalted;    /* KVM_HC_KICK_CPU: the next HLT, or this one, ends at once */
+	int64_t last_yield;      /* spin_wait */
+	unsigned yields;
+	int64_t run_since, idle; /* what steal time is reckoned from: ns of the host's clock; ns spent waiting */
+	int64_t stolen;
 	uint8_t *bad_page;     /* PROT_NONE */
 	uint8_t *masked_pages; /* readable, PROT_NONE, PROT_NONE, readable: operands of masked instructions over inaccessible pages */
 	uint64_t step_fault;   /* host address that a step stub faulted at, 0: none */
@@ -314,6 +321,12 @@ static inline bool insn_is_cld_std(const struct insn *in)
 {
 	return in->enc == ENC_LEGACY && in->map == 0 && (in->op == 0xfc || in->op == 0xfd);
 }
+
+static inline bool insn_is_pause(const struct insn *in)
+{
+	return in->enc == ENC_LEGACY && in->map == 0 && in->op == 0x90 && in->rep == 0xf3 && in->kind == INSN_NATIVE;
+}
+#define PAUSES_PER_YIELD 1024
 
 /* AVX512-FP16: EVEX maps 5 and 6, and map 3 without prefix or with F3. */
 static inline bool insn_is_fp16(const struct insn *in)

@@ -83,6 +83,9 @@ void mmu_flush_page(struct vcpu *v, gva_t la) { v->mmu->flushes++; }
 void mmu_flush_page_pcid(struct vcpu *v, gva_t la, unsigned pcid) { v->mmu->flushes++; }
 void mmu_context_changed(struct vcpu *v) { v->mmu->changes++; }
 
+void vcpu_unhalt(struct vcpu *v, unsigned target) { }
+void vcpu_yield(struct vcpu *v) { }
+
 /* --- the rig --- */
 
 struct rig *rig_new(void)

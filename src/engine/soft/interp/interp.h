@@ -41,4 +41,12 @@ bool seg_linear(struct vcpu *v, unsigned seg, uint64_t off, unsigned len, bool w
 /* Called from the dispatcher when guest time passed: refresh kvm-clock pages if enabled (on load of state). */
 void kvmclock_update(struct vcpu *v);
 
+/* Called by the dispatcher around a time in which the vCPU waits; stolen: ns since the last call that it wanted to run but did not. */
+void kvmpv_pause(struct vcpu *v);
+void kvmpv_resume(struct vcpu *v, uint64_t stolen);
+
+/* What hypercalls ask of the dispatcher. unhalt: vCPU `target` leaves HLT, or does not enter it the next time. */
+void vcpu_unhalt(struct vcpu *v, unsigned target);
+void vcpu_yield(struct vcpu *v);
+
 #endif

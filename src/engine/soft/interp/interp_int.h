@@ -169,6 +169,10 @@ uint64_t flags_merge(const struct vcpu *v, uint64_t image, unsigned osz, unsigne
 
 void kvmclock_write_wall(struct vcpu *v);
 
+/* --- other paravirtual features (kvmpv.c) --- */
+
+bool kvmpv_steal_write(struct vcpu *v, uint64_t value);
+
 /* --- extended state (fpustate.c) --- */
 
 #define XS_X87 BIT(0)
@@ -223,7 +227,9 @@ ROUTINE(invlpg); ROUTINE(invpcid); ROUTINE(xgetbv); ROUTINE(xsetbv);
 /* system.c */
 ROUTINE(hlt); ROUTINE(cli); ROUTINE(sti); ROUTINE(wbinvd); ROUTINE(rdmsr); ROUTINE(wrmsr); ROUTINE(rdpmc); ROUTINE(rdtsc); ROUTINE(rdtscp);
 ROUTINE(cpuid); ROUTINE(swapgs); ROUTINE(rdbase); ROUTINE(wrbase); ROUTINE(rdpid); ROUTINE(clac); ROUTINE(stac); ROUTINE(monitor);
-ROUTINE(mwait); ROUTINE(vmcall); ROUTINE(rdpkru); ROUTINE(wrpkru);
+ROUTINE(mwait); ROUTINE(rdpkru); ROUTINE(wrpkru);
+/* kvmpv.c */
+ROUTINE(vmcall);
 /* fpustate.c, x87env.c */
 ROUTINE(xsave); ROUTINE(xsavec); ROUTINE(xrstor); ROUTINE(fxsave); ROUTINE(fxrstor);
 ROUTINE(fnstenv); ROUTINE(fldenv); ROUTINE(fnsave); ROUTINE(frstor);

@@ -361,8 +361,7 @@ static bool kvm_write(struct vcpu *v, uint32_t msr, uint64_t value)
 		v->s.kvm_async_pf = value;
 		break;
 	case 0x4b564d03:
-		v->s.kvm_steal_time = value;
-		break;
+		return kvmpv_steal_write(v, value);
 	case 0x4b564d04:
 		v->s.kvm_pv_eoi = value;
 		break;

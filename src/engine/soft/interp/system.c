@@ -200,22 +200,6 @@ ROUTINE(mwait)
 	return retire(v, in);
 }
 
-/* KVM's hypercalls: number in rax, result in rax. */
-#define KVM_HC_VAPIC_POLL_IRQ 1
-#define KVM_ENOSYS 1000
-#define KVM_EPERM 1
-
-ROUTINE(vmcall)
-{
-	uint64_t nr = gpr_get(v, R_AX, in->mode == MODE_64 ? 8 : 4);
-	int64_t result = nr == KVM_HC_VAPIC_POLL_IRQ ? 0 : -KVM_ENOSYS;
-
-	if (!cpu_is_real(&v->s) && cpu_cpl(&v->s))
-		result = -KVM_EPERM;
-	gpr_set(v, R_AX, in->mode == MODE_64 ? 8 : 4, result);
-	return retire(v, in);
-}
-
 static bool pkru_allowed(struct vcpu *v)
 {
 	if (!(v->s.cr4 & CR4_PKE))

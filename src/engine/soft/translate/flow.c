@@ -338,6 +338,24 @@ static void slow_unless_rcx_zero(struct trans *t)
 	e_mov(e, R_CX, T0);
 }
 
+void trans_pause(struct trans *t)
+{
+	struct emit *e = &t->e;
+	uint32_t zero, on;
+
+	e_mov(e, T0, R_CX);
+	e_load_gs(e, R_CX, GS(pauses));
+	e_lea(e, 1, R_CX, R_CX, -1, 0, -1);
+	e_store_gs(e, R_CX, GS(pauses));
+	zero = e_jrcxz(e, 8);
+	e_mov(e, R_CX, T0);
+	on = e_jmp(e);
+	e_patch8(e, zero);
+	e_mov(e, R_CX, T0);
+	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc};
+	e_patch32(e, on, e_off(e));
+}
+
 static void not_reg(struct trans *t, unsigned reg)
 {
 	e8(&t->e, 0x49);

@@ -72,6 +72,7 @@ void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at); /* make a 
 /* v.s.rflags without the flag that the mask at GS leaves out, plus `add`. Host flags stay. */
 void trans_change_flag(struct trans *t, int32_t mask, int32_t add);
 void trans_slow_exit(struct trans *t);
+void trans_pause(struct trans *t); /* now and then, to the slow path before a PAUSE */
 void trans_finish(struct trans *t); /* out-of-line parts */
 bool trans_linear_page_differs(const struct trans *t, uint64_t target);
 

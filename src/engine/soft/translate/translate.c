@@ -41,6 +41,8 @@ static bool translate_one(struct trans *t, const struct insn *in, const uint8_t 
 	}
 	if (!unit_ok(t->hflags, in))
 		return false;
+	if (insn_is_pause(in) && t->sv->v.cfg->ncpus > 1)
+		trans_pause(t);
 	if (in->mem == MEM_NONE) {
 		trans_native(t, in, bytes, NULL);
 		return true;
