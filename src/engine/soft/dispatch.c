@@ -729,13 +729,13 @@ static void undo_branch(struct soft_vcpu *sv, uint64_t at)
 {
 	struct cpu_state *s = &sv->v.s;
 	struct block *b = cache_contains(sv->cache, at) ? cache_find_host(sv->cache, at) : NULL;
-	uint64_t target = s->rip, insn_host;
+	uint64_t target = s->rip;
 	uint8_t bytes[16];
 	struct insn in;
 
 	if (!b)
 		return;
-	s->rip = cache_guest_pc(sv->cache, b, at, &insn_host);
+	s->rip = b->pc + cache_insn_at(sv->cache, b, at)->guest_off;
 	if (!soft_fetch_insn(sv, &in, bytes)) {
 		s->rip = target;
 		return;

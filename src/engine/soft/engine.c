@@ -54,6 +54,8 @@ static void fill_constants(struct soft_vcpu *sv)
 	sv->mask_1000 = 0x1000;
 	for (unsigned i = 0; i < ARRAY_LEN(sv->mask_align); i++)
 		sv->mask_align[i] = BIT(i) - 1;
+	for (unsigned i = 1; i < ARRAY_LEN(sv->mask_high); i++)
+		sv->mask_high[i] = (BIT(i) - 1) << (64 - i);
 	sv->mask_not_if = ~FL_IF;
 	sv->mask_not_ac = ~FL_AC;
 	sv->mask_not_df = ~FL_DF;

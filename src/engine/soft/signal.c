@@ -52,7 +52,7 @@ static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 	unsigned width = wide ? 8 : 4;
 	uint64_t gpr[16];
 
-	for (unsigned i = 0; i < 16; i++)
+	for (unsigned i = 0; i < 16; i++) /* find_insn has put r9-r11 there */
 		gpr[i] = i >= T2 && i <= T0 ? s->gpr[i] : (uint64_t)uc->uc_mcontext.gregs[reg_of[i]];
 	switch (in->kind) {
 	case INSN_CALL_REL: case INSN_PUSH_R: case INSN_PUSH_IMM: case INSN_PUSHF:
@@ -178,6 +178,18 @@ static void unbase_string(ucontext_t *uc)
 		uc->uc_mcontext.gregs[REG_RSI] -= uc->uc_mcontext.gregs[reg_of[T2]];
 }
 
+/* The instruction at host pc in b: its place, after what the host's registers hold of r9-r11 was put in its place too. */
+static uint64_t find_insn(struct soft_vcpu *sv, const ucontext_t *uc, const struct block *b, uint64_t pc, uint64_t *insn_host)
+{
+	const struct insn_map *m = cache_insn_at(sv->cache, b, pc);
+
+	for (unsigned i = T2; i <= T0; i++)
+		if (m->dirty & (1u << (i - T2)))
+			sv->v.s.gpr[i] = (uint64_t)uc->uc_mcontext.gregs[reg_of[i]];
+	*insn_host = (uintptr_t)sv->cache->rx + b->host_off + m->host_off;
+	return b->pc + m->guest_off;
+}
+
 static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 {
 	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], addr = (uintptr_t)si->si_addr, insn_host = 0, guest_pc;
@@ -196,7 +208,7 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 		leave(sv, uc, SX_POLL, (uint64_t)uc->uc_mcontext.gregs[reg_of[T0]]);
 		return;
 	}
-	guest_pc = cache_guest_pc(sv->cache, b, pc, &insn_host);
+	guest_pc = find_insn(sv, uc, b, pc, &insn_host);
 	if (has_addr && addr - (uintptr_t)sv->bad_page < PAGE_SIZE) {
 		leave(sv, uc, SX_POLL, guest_pc);
 	} else if (has_addr && addr - hole < HOLE_SIZE) {
@@ -206,7 +218,9 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 		return;
 	} else if (has_addr) {
 		memory_fault(sv, uc, si, b, guest_pc, insn_host);
-	} else { /* #GP: not canonical, or misaligned for an aligned form */
+	} else { /* #GP: not canonical, or misaligned for an aligned form; by the load of an addend: the alignment check */
+		if (*(const uint8_t *)pc == 0x65)
+			note_slow_site(sv, b, guest_pc, true);
 		leave(sv, uc, SX_SLOW, guest_pc);
 	}
 }
@@ -231,7 +245,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	}
 	guest_pc = sv->v.s.rip;
 	if (!sv->stepping && (b = cache_find_host(sv->cache, pc)))
-		guest_pc = cache_guest_pc(sv->cache, b, pc, &insn_host);
+		guest_pc = find_insn(sv, uc, b, pc, &insn_host);
 	if (sig == SIGBUS) {
 		sv->v.fatal = "the host has no memory for a page of guest RAM";
 		leave(sv, uc, SX_FAULT, guest_pc);

@@ -124,7 +124,8 @@ struct block {
 /* host code of instruction i starts at host_off and stands for guest pc block->pc + guest_off */
 struct insn_map {
 	uint32_t host_off; /* from the block's start */
-	uint32_t guest_off;
+	uint16_t guest_off;
+	uint8_t dirty; /* a bit for each of r9, r10, r11: the host's register holds it at that point, memory an older value */
 };
 
 /* A direct exit of a block. */
@@ -181,6 +182,7 @@ struct soft_vcpu {
 	const void *_Atomic poll_ptr;     /* safepoint: readable, or a PROT_NONE page when something was requested */
 	const void *_Atomic irq_poll_ptr; /* the same for "an interrupt waits, IF aside": read after STI */
 	uint64_t mask_page, mask_jc, mask_jc2, mask_fff, mask_1000, mask_align[7]; /* PEXT masks; mask_align[log2 size] = size - 1 */
+	uint64_t mask_high[7]; /* PDEP masks: puts the log2 size low bits of an address to the top */
 	uint64_t mask_not_if, mask_not_ac, mask_not_df, mask_sys, mask_ff00, mask_of, mask_df, mask_count;
 	uint64_t gs_kernel, gs_kernel_ac; /* table bases that STAC/CLAC switch to */
 	uint64_t xsave_mask;   /* XCR0 of the host, less what the guest may not see */
@@ -306,7 +308,8 @@ void phys_write(struct vcpu *v, gpa_t gpa, unsigned size, uint64_t value);
 struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *err);
 void cache_free(struct code_cache *c);
 struct block *cache_find_host(struct code_cache *c, uint64_t host_pc); /* by RX address; NULL: not in a block */
-uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t host_pc, uint64_t *insn_host);
+/* The instruction whose host code holds host_pc. */
+const struct insn_map *cache_insn_at(struct code_cache *c, const struct block *b, uint64_t host_pc);
 bool cache_contains(const struct code_cache *c, uint64_t host_pc);
 /* Drop everything; stops the world. */
 void cache_flush(struct soft_vcpu *sv);

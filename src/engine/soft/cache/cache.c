@@ -220,15 +220,14 @@ struct block *cache_find_host(struct code_cache *c, uint64_t host_pc)
 	return &c->blocks[lo - 1];
 }
 
-uint64_t cache_guest_pc(struct code_cache *c, const struct block *b, uint64_t host_pc, uint64_t *insn_host)
+const struct insn_map *cache_insn_at(struct code_cache *c, const struct block *b, uint64_t host_pc)
 {
 	uint32_t off = (uint32_t)(host_pc - (uintptr_t)c->rx - b->host_off), i = 0;
 	const struct insn_map *m = &c->map[b->map_off];
 
 	while (i + 1 < b->ninsn && m[i + 1].host_off <= off)
 		i++;
-	*insn_host = (uintptr_t)c->rx + b->host_off + m[i].host_off;
-	return b->pc + m[i].guest_off;
+	return &m[i];
 }
 
 /* at was made by e_align_field: the store is atomic toward those who run the code. */

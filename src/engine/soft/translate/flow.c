@@ -34,6 +34,7 @@ static void exit_to(struct trans *t, uint64_t pc, uint32_t prologue)
 
 void trans_slow_exit(struct trans *t)
 {
+	trans_forget(t);
 	exit_to(t, t->pc, t->c->exit_slow);
 	t->ended = true;
 }
@@ -74,6 +75,8 @@ void trans_finish(struct trans *t)
 
 	for (unsigned i = 0; i < t->nool; i++) {
 		e_patch32(e, t->ool[i].rel32_at, e_off(e));
+		t->dirty = t->ool[i].dirty;
+		trans_spill(t, 7);
 		exit_to(t, t->ool[i].pc, t->c->exit_slow);
 	}
 	for (unsigned i = 0; i < t->nlinks; i++) {
@@ -191,6 +194,7 @@ static void jcc(struct trans *t, const struct insn *in)
 {
 	uint64_t target = branch_target(t, in);
 
+	trans_forget(t); /* trans_prepare has spilled */
 	if (target <= t->pc || t->next <= t->pc)
 		trans_poll(t);
 	trans_goto(t, target, e_jcc_link(&t->e, in->cc));
@@ -257,13 +261,13 @@ static bool push(struct trans *t, const struct insn *in, unsigned width)
 	push_op(t, width, &op);
 	switch (in->kind) {
 	case INSN_PUSH_R:
-		reg = trans_gpr(t, in->opreg, T2);
+		reg = t->direct ? in->opreg : trans_gpr(t, in->opreg, T2);
 		store(t, width, reg, &op);
 		break;
 	case INSN_PUSH_IMM:
 		store_imm(t, width, in->imm, &op);
 		break;
-	default:
+	default: /* trans_forget has been here */
 		store(t, width, T0, &op);
 		break;
 	}
@@ -277,7 +281,7 @@ static void pop_r(struct trans *t, const struct insn *in, unsigned width)
 	unsigned reg = in->opreg;
 
 	trans_stack(t, R_SP, 0, width, &op);
-	if (reg >= T2 && reg <= T0) {
+	if (!t->direct && reg >= T2 && reg <= T0) {
 		load(t, width, T2, &op);
 		e_store_gs(&t->e, T2, GS_GPR((int)reg));
 	} else {
@@ -333,7 +337,7 @@ static void slow_unless_rcx_zero(struct trans *t)
 	uint32_t ok = e_jrcxz(e, 8);
 
 	e_mov(e, R_CX, T0);
-	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc};
+	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc, .dirty = t->dirty};
 	e_patch8(e, ok);
 	e_mov(e, R_CX, T0);
 }

@@ -44,63 +44,113 @@ static unsigned log2_up(unsigned n)
 }
 
 /*
- * The access of `size` bytes at [ea] must not cross a page. Normally: a load that faults when ea is misaligned (an aligned
- * access cannot cross). Where that happened: the exact check, and out of line to the slow path when it does cross.
+ * The addend of the page of ea, into t->ra; the access of `size` bytes there must not cross a page. An aligned one cannot: PDEP puts the
+ * address's low bits to the top of the table's index, where anything but 0 makes the load's address not canonical.
+ * The trap marks the site as misaligned, and its next translation has the exact check, and leaves for the slow path when the
+ * access does cross. ea is [base + disp] when it is in t->ra itself. Without a register for the check, the low bits
+ * index the check word (soft_int.h).
  */
-static void check_crossing(struct trans *t, unsigned ea, unsigned size, bool aligned_insn)
+static void look_up(struct trans *t, unsigned ea, unsigned base, int32_t disp, unsigned size, bool aligned)
 {
 	struct emit *e = &t->e;
 	struct site *s = site_of(t->sv, t->gpa);
+	unsigned log = log2_up(size), a = t->ra, x = t->rx;
 	uint32_t ok;
 
-	/* a misaligned operand of an aligned form is #GP by the CPU, but where MXCSR.MM may mask that (AMD APM vol. 2, 11.3.2) */
-	if (size == 1 || (aligned_insn && !t->c->misaligned_sse))
-		return;
-	if (!(s->gpa == t->gpa && s->misaligned)) {
-		e_pext(e, T2, ea, GS(mask_align) + 8 * (int32_t)log2_up(size));
-		e_load_gs_index(e, T2, T2, -CHECK_OFF);
+	if (size == 1 || aligned) {
+		e_pext(e, a, ea, GS(mask_page));
+		e_load_gs_index(e, a, a, 0);
 		return;
 	}
-	e_mov(e, T2, R_CX);
+	if (!(s->gpa == t->gpa && s->misaligned)) {
+		if (x != NO_REG) {
+			e_pdep(e, x, ea, GS(mask_high) + 8 * (int32_t)log);
+			e_pext(e, a, ea, GS(mask_page));
+			e8(e, 0x65); /* mov a, gs:[x + a * 8] */
+			e_op_mem(e, 1, 0x8b, a, (int)x, (int)a, 3, 0);
+			return;
+		}
+		e_pext(e, a, ea, GS(mask_align) + 8 * (int32_t)log);
+		e_load_gs_index(e, a, a, -CHECK_OFF);
+		if (ea == a)
+			e_lea(e, 1, a, (int)base, -1, 0, disp);
+		e_pext(e, a, ea, GS(mask_page));
+		e_load_gs_index(e, a, a, 0);
+		return;
+	}
+	if (ea != a)
+		x = a;
+	e_mov(e, x, R_CX);
 	e_pext(e, R_CX, ea, GS(mask_fff));
 	e_lea(e, 1, R_CX, R_CX, -1, 0, (int32_t)size - 1);
 	e_pext(e, R_CX, R_CX, GS(mask_1000));
 	ok = e_jrcxz(e, 8);
-	e_mov(e, R_CX, T2);
-	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc};
+	e_mov(e, R_CX, x);
+	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc, .dirty = t->dirty};
 	e_patch8(e, ok);
-	e_mov(e, R_CX, T2);
+	e_mov(e, R_CX, x);
+	e_pext(e, a, ea, GS(mask_page));
+	e_load_gs_index(e, a, a, 0);
 }
 
-/* to = addend of the page of ea */
-static void look_up(struct trans *t, unsigned to, unsigned ea)
+/* A misaligned operand of an aligned form is #GP by the CPU, but where MXCSR.MM may mask that (AMD APM vol. 2, 11.3.2). */
+static bool cpu_checks(const struct trans *t, bool aligned_insn)
 {
-	e_pext(&t->e, to, ea, GS(mask_page));
-	e_load_gs_index(&t->e, to, to, 0);
+	return aligned_insn && !t->c->misaligned_sse;
+}
+
+/*
+ * What the low three bits of a 64-bit register are known to be (trans.residue) comes from an access through it that passed its check.
+ */
+static bool known_aligned(const struct trans *t, unsigned base, int32_t disp, unsigned size)
+{
+	return size <= 8 && (size & (size - 1)) == 0 && t->residue[base] != NO_RESIDUE &&
+	       ((t->residue[base] + (unsigned)disp) & (size - 1)) == 0;
+}
+
+static void learn(struct trans *t, unsigned base, int32_t disp, unsigned size, bool checked)
+{
+	const struct site *s = site_of(t->sv, t->gpa);
+
+	if (size == 8 && checked && !(s->gpa == t->gpa && s->misaligned))
+		t->residue[base] = (0u - (unsigned)disp) & 7;
 }
 
 void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op)
 {
+	unsigned ea = reg;
+	bool aligned;
+
 	if (t->mode != MODE_64) {
 		/* the address itself, cut to 32 bits, is the base: it may wrap, and the register's upper half may hold anything */
 		e_lea(&t->e, false, T1, (int)reg, -1, 0, disp);
-		check_crossing(t, T1, size, false);
-		look_up(t, T2, T1);
+		t->ra = T2;
+		t->rx = NO_REG;
+		look_up(t, T1, NO_REG, 0, size, false);
 		*op = (struct operand){.base = T1, .index = T2};
+		trans_forget(t);
 		return;
 	}
 	if (disp) {
-		e_lea(&t->e, true, T1, (int)reg, -1, 0, disp);
-		check_crossing(t, T1, size, false);
-		look_up(t, T1, T1);
-	} else {
-		check_crossing(t, reg, size, false);
-		look_up(t, T1, reg);
+		e_lea(&t->e, true, t->ra, (int)reg, -1, 0, disp);
+		ea = t->ra;
 	}
-	*op = (struct operand){.base = (int)reg, .index = T1, .disp = disp};
+	aligned = known_aligned(t, reg, disp, size);
+	look_up(t, ea, reg, disp, size, aligned);
+	learn(t, reg, disp, size, !aligned);
+	*op = (struct operand){.base = (int)reg, .index = t->ra, .disp = disp};
 }
 
-void trans_offset(struct trans *t, const struct insn *in)
+/* The address as a constant; asz truncates. */
+static uint64_t fixed_address(const struct trans *t, const struct insn *in)
+{
+	uint64_t off = in->rip_rel ? t->next + (uint64_t)in->disp : (uint64_t)in->disp;
+
+	return in->asz == 8 ? off : off & mask_bytes(in->asz);
+}
+
+/* The offset of the memory operand, or its low half, into `to`, which may be one of its registers. */
+static void offset(struct trans *t, const struct insn *in, unsigned to, bool wide)
 {
 	struct emit *e = &t->e;
 	int base = in->base, index = in->index;
@@ -108,16 +158,14 @@ void trans_offset(struct trans *t, const struct insn *in)
 	int32_t disp = (int32_t)in->disp;
 
 	if (in->rip_rel || (base < 0 && index < 0)) {
-		uint64_t off = in->rip_rel ? t->next + (uint64_t)in->disp : (uint64_t)in->disp;
-
-		e_mov_imm(e, T0, in->asz == 8 ? off : off & mask_bytes(in->asz));
+		e_mov_imm(e, to, wide ? fixed_address(t, in) : (uint32_t)fixed_address(t, in));
 		return;
 	}
-	if (demoted(base)) {
+	if (!t->direct && demoted(base)) {
 		e_load_gs(e, T0, GS_GPR(base));
 		base = T0;
 	}
-	if (demoted(index)) {
+	if (!t->direct && demoted(index)) {
 		e_load_gs(e, T1, GS_GPR(index));
 		index = T1;
 	}
@@ -125,13 +173,18 @@ void trans_offset(struct trans *t, const struct insn *in)
 		base = index;
 		index = -1;
 	}
-	e_lea(e, in->asz == 8, T0, base, index, scale, disp);
-	if (in->asz == 2) { /* movzx T0d, T0w */
+	e_lea(e, wide, to, base, index, scale, disp);
+	if (in->asz == 2) { /* movzx r32, r16: one of the scratch registers */
 		e8(e, 0x45);
 		e8(e, 0x0f);
 		e8(e, 0xb7);
-		e8(e, 0xc0 | (T0 & 7) << 3 | (T0 & 7));
+		e8(e, 0xc0 | (to & 7) << 3 | (to & 7));
 	}
+}
+
+void trans_offset(struct trans *t, const struct insn *in)
+{
+	offset(t, in, T0, in->asz == 8);
 }
 
 static bool needs_base(const struct trans *t, const struct insn *in)
@@ -141,39 +194,65 @@ static bool needs_base(const struct trans *t, const struct insn *in)
 	return !((t->hflags >> (HF_FLAT_SHIFT + in->seg)) & 1);
 }
 
+bool trans_address_fixed(const struct trans *t, const struct insn *in)
+{
+	uint64_t ea;
+
+	if (t->mode != MODE_64 || in->kind == INSN_MASKMOV || in->base >= 0 || in->index >= 0 || needs_base(t, in))
+		return false;
+	ea = fixed_address(t, in);
+	return ea == (uint64_t)(int64_t)(int32_t)ea && (ea & (PAGE_SIZE - 1)) + in->mem_size <= PAGE_SIZE;
+}
+
+bool trans_address_simple(const struct trans *t, const struct insn *in)
+{
+	return t->mode == MODE_64 && in->asz == 8 && in->base >= 0 && in->index < 0 && !in->rip_rel && !needs_base(t, in);
+}
+
 void trans_look_up(struct trans *t, const struct insn *in, unsigned size, struct operand *op)
 {
 	struct emit *e = &t->e;
+	bool fixed = in->rip_rel && t->mode == MODE_64 && (fixed_address(t, in) & (size - 1)) == 0 && (size & (size - 1)) == 0;
 
 	if (needs_base(t, in)) {
-		e_load_gs(e, T1, GS(v.s.seg) + (int32_t)(in->seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
-		e_lea(e, t->mode == MODE_64, T0, T0, T1, 0, 0);
+		fixed = false;
+		e_load_gs(e, t->ra, GS(v.s.seg) + (int32_t)(in->seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
+		e_lea(e, t->mode == MODE_64, t->re, (int)t->re, (int)t->ra, 0, 0);
 	}
-	check_crossing(t, T0, size, in->mem_aligned);
-	look_up(t, T1, T0);
-	*op = (struct operand){.base = T0, .index = T1, .free0 = T2, .free1 = 0xff};
+	look_up(t, t->re, NO_REG, 0, size, fixed || cpu_checks(t, in->mem_aligned));
+	*op = (struct operand){.base = t->re, .index = t->ra, .free0 = T2, .free1 = 0xff};
 }
 
 void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 {
 	struct emit *e = &t->e;
-	bool simple = t->mode == MODE_64 && in->asz == 8 && in->base >= 0 && in->index < 0 && !in->rip_rel && !demoted(in->base) &&
-		      !needs_base(t, in);
+	unsigned size = in->mem_size;
 
-	if (simple) {
-		unsigned ea = (unsigned)in->base;
+	if (t->direct && trans_address_fixed(t, in)) {
+		uint64_t ea = fixed_address(t, in);
 
-		if (in->disp) {
-			e_lea(e, 1, T1, in->base, -1, 0, (int32_t)in->disp);
-			ea = T1;
-		}
-		check_crossing(t, ea, in->mem_size, in->mem_aligned);
-		look_up(t, T1, ea);
-		*op = (struct operand){.base = in->base, .index = T1, .disp = (int32_t)in->disp, .free0 = T0, .free1 = T2};
+		e_mov_imm(e, t->ra, ((ea & (BIT(48) - 1)) >> PAGE_SHIFT) * 8);
+		e8(e, 0x65); /* mov ra, gs:[ra] */
+		e_op_mem(e, 1, 0x8b, t->ra, t->ra, -1, 0, 0);
+		*op = (struct operand){.base = t->ra, .index = -1, .disp = (int32_t)ea};
 		return;
 	}
-	trans_offset(t, in);
-	trans_look_up(t, in, in->mem_size, op);
+	if (trans_address_simple(t, in) && (t->direct || !demoted(in->base))) {
+		unsigned base = (unsigned)in->base, ea = base;
+		int32_t disp = (int32_t)in->disp;
+		bool by_cpu = cpu_checks(t, in->mem_aligned), aligned = known_aligned(t, base, disp, size);
+
+		if (disp) {
+			e_lea(e, 1, t->ra, (int)base, -1, 0, disp);
+			ea = t->ra;
+		}
+		look_up(t, ea, base, disp, size, by_cpu || aligned);
+		learn(t, base, disp, size, !by_cpu && !aligned);
+		*op = (struct operand){.base = (int)base, .index = t->ra, .disp = disp, .free0 = T0, .free1 = T2};
+		return;
+	}
+	offset(t, in, t->re, in->asz == 8);
+	trans_look_up(t, in, size, op);
 }
 
 /* ---- re-encoding ---- */
@@ -211,7 +290,7 @@ static unsigned subst(struct recode *r, unsigned gpr)
 {
 	uint8_t s;
 
-	if (!demoted((int)gpr))
+	if (r->t->direct || !demoted((int)gpr))
 		return gpr;
 	for (unsigned i = 0; i < r->n; i++)
 		if (r->guest[i] == gpr)
@@ -439,6 +518,10 @@ void trans_lea(struct trans *t, const struct insn *in)
 	struct emit *e = &t->e;
 	unsigned to = in->reg;
 
+	if (t->direct) {
+		offset(t, in, to, in->asz == 8 && in->osz == 8);
+		return;
+	}
 	trans_offset(t, in);
 	if (in->osz == 2) {
 		/* mov r16, T0w keeps the upper bits */

@@ -16,6 +16,7 @@
 struct out_of_line { /* crossing access: leave for the slow path */
 	uint32_t rel32_at;
 	uint64_t pc;
+	uint8_t dirty;
 };
 
 struct trans {
@@ -37,6 +38,12 @@ struct trans {
 	/* The guest's bytes from the block's start on, read once: other vCPUs may write them meanwhile. */
 	uint8_t code[MAX_BLOCK_CODE];
 	unsigned ncode;
+	/* regs.c */
+	uint8_t cached, dirty; /* of guest r9-r11: a bit each */
+	uint8_t pending;       /* written by the current instruction */
+	uint8_t residue[16];   /* low three bits that a GPR is known to have, or NO_RESIDUE */
+	bool direct;           /* the current instruction's r9-r11 are in the host's */
+	uint8_t ra, re, rx;    /* its scratch registers: addend, address, check; NO_REG: none */
 	unsigned irq_poll; /* 1: emit the poll at the start of the instruction after the next (STI), 2: now */
 };
 
@@ -47,14 +54,26 @@ struct operand {
 	uint8_t free0, free1; /* scratch registers left, 0xff when none */
 };
 
+#define NO_REG 0xff
+#define NO_RESIDUE 0xff
+
+/* regs.c */
+void trans_prepare(struct trans *t, const struct insn *in); /* before an instruction's host code */
+void trans_done(struct trans *t, const struct insn *in);    /* after it */
+void trans_spill(struct trans *t, unsigned mask);           /* store what is dirty of these */
+void trans_forget(struct trans *t);                         /* store, and nothing is cached any more: T0-T2 are free */
+
 /* operand.c */
+/* Operands whose address needs no register to be computed in: a constant; base and displacement. */
+bool trans_address_fixed(const struct trans *t, const struct insn *in);
+bool trans_address_simple(const struct trans *t, const struct insn *in);
 bool trans_mem_is_fast(const struct trans *t, const struct insn *in);
 /* The two halves of trans_operand: the offset into T0, zero-extended from the address size; T0 to an operand [T0 + T1]. */
 void trans_offset(struct trans *t, const struct insn *in);
 void trans_look_up(struct trans *t, const struct insn *in, unsigned size, struct operand *op);
 /* Emits address computation, alignment check and table look-up for the instruction's memory operand, or for [ea_reg + disp] when in is NULL. */
 void trans_operand(struct trans *t, const struct insn *in, struct operand *op);
-/* The same for a stack slot: address register `reg` (rsp or rbp), offset disp, size bytes. Uses T1 and T2; T2 is free again in 64-bit mode. */
+/* The same for a stack slot: address register `reg` (rsp or rbp), offset disp, size bytes. In 64-bit mode t->rx is free again. */
 void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, struct operand *op);
 /* Re-encode a native instruction; op NULL when it has no memory operand. bytes are the guest's. */
 void trans_native(struct trans *t, const struct insn *in, const uint8_t *bytes, const struct operand *op);

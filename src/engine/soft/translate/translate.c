@@ -76,16 +76,18 @@ static bool append(struct trans *t, const uint8_t *code, unsigned avail)
 
 	if (r == DECODE_MORE)
 		return false;
-	*m = (struct insn_map){.host_off = e_off(&t->e) - b->host_off, .guest_off = (uint32_t)(t->pc - b->pc)};
+	t->next = t->pc + in.len;
+	if (t->mode != MODE_64)
+		t->next &= 0xffffffff;
+	if (r == DECODE_OK)
+		trans_prepare(t, &in);
+	*m = (struct insn_map){.host_off = e_off(&t->e) - b->host_off, .guest_off = (uint16_t)(t->pc - b->pc), .dirty = t->dirty};
 	b->ninsn++;
 	if (r != DECODE_OK) { /* the slow path decodes again and raises #UD or #GP */
 		b->guest_len = (uint16_t)(b->guest_len + (in.len ? in.len : 1));
 		trans_slow_exit(t);
 		return true;
 	}
-	t->next = t->pc + in.len;
-	if (t->mode != MODE_64)
-		t->next &= 0xffffffff;
 	b->guest_len = (uint16_t)(b->guest_len + in.len);
 	if (t->irq_poll == 2)
 		poll_irq(t);
@@ -93,6 +95,7 @@ static bool append(struct trans *t, const uint8_t *code, unsigned avail)
 		t->irq_poll = 2;
 	if (!translate_one(t, &in, code))
 		trans_slow_exit(t);
+	trans_done(t, &in);
 	t->gpa += in.len;
 	t->pc = t->next;
 	return true;
@@ -101,6 +104,7 @@ static bool append(struct trans *t, const uint8_t *code, unsigned avail)
 /* The block ends before t->pc without a branch. */
 static void fall_through(struct trans *t)
 {
+	trans_forget(t);
 	if (t->irq_poll) {
 		e_mov_imm(&t->e, T0, t->pc);
 		e_jmp_to(&t->e, t->c->exit_lookup);
@@ -195,6 +199,7 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap,
 			     .mapping = cache_mapping_locked(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
+	memset(t.residue, NO_RESIDUE, sizeof(t.residue));
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
 	translate_page(&t, page);
 	if (!b->ninsn) {
