@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 
+#include "base/counter.h"
 #include "base/error.h"
 #include "base/timer.h"
 #include "bus/bus.h"
@@ -39,6 +40,8 @@ struct engine_config {
 	bool trace_last;            /* soft: keep the last instructions for reports */
 };
 
+#define ENGINE_VM ~0u
+
 struct engine;
 
 struct engine_ops {
@@ -55,6 +58,11 @@ struct engine_ops {
 	const char *(*last_error)(struct engine *e, unsigned vcpu);
 	/* Back to the power-on state of everything the engine owns (vCPUs, irq chips). All vCPU threads stand still. */
 	void (*reset)(struct engine *e);
+	/*
+	 * Counters of one vCPU or, with ENGINE_VM, those that belong to no vCPU; each vCPU gives the same names in the same order but for those that
+	 * are zero. Any thread, while vCPUs run; takes no lock and stops nobody. They go on over a reset.
+	 */
+	void (*stats)(struct engine *e, unsigned vcpu, const struct counter_sink *out);
 };
 
 /* Each engine is a struct that begins with this. */

@@ -12,6 +12,7 @@
 
 #include "engine/kvm/kvm.h"
 #include "engine/soft/complete.h"
+#include "machine/stats.h"
 
 #define JOIN_SECONDS 3
 
@@ -115,6 +116,10 @@ static void on_signal(void *ctx, unsigned events)
 
 	if (read(m->signal_fd, &si, sizeof(si)) != sizeof(si))
 		return;
+	if (si.ssi_signo == SIGUSR1) {
+		machine_stats_print(m, stderr);
+		return;
+	}
 	pthread_mutex_lock(&m->lock);
 	machine_stop(m, STOP_SIGNAL, si.ssi_signo);
 	pthread_mutex_unlock(&m->lock);
@@ -154,6 +159,7 @@ static bool add_signals(struct machine *m, struct error *err)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGQUIT);
+	sigaddset(&set, SIGUSR1);
 	m->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	if (m->signal_fd < 0)
 		return error_set(err, "signalfd: %s", strerror(errno));
@@ -232,6 +238,7 @@ struct machine *machine_new(const struct machine_config *cfg, struct error *err)
 	}
 	assert(cfg->ncpus >= 1 && cfg->ncpus <= MACHINE_MAX_CPUS);
 	m->cfg = *cfg;
+	m->started = clock_now();
 	m->timer_fd = m->signal_fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->resume, NULL);

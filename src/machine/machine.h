@@ -52,6 +52,7 @@ struct board {
 	 */
 	bool (*load)(struct machine *m, struct error *err);
 	void (*reset)(struct machine *m);
+	void (*power_button)(struct machine *m); /* pressed; lock held */
 	void (*free)(struct machine *m); /* no other thread is left */
 	/* Write out what back ends hold. A host error that one of them met, NULL when none. */
 	const char *(*run_error)(struct machine *m);
@@ -105,6 +106,7 @@ struct machine {
 	struct engine *engine;
 	struct completer *completer; /* kvm: executes what the kernel cannot; else NULL */
 	void *devices; /* the board's */
+	int64_t started; /* clock_now when it was made */
 
 	struct machine_vcpu *vcpus;
 	pthread_cond_t resume;   /* a reset is over, or the machine stops */
@@ -117,7 +119,8 @@ struct machine {
 
 struct machine *machine_new(const struct machine_config *cfg, struct error *err);
 /*
- * Run until a stop reason. SIGINT, SIGTERM, SIGHUP and SIGQUIT must be blocked in the calling thread: the loop reads them.
+ * Run until a stop reason. SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 must be blocked in the calling thread: the loop reads
+ * them. SIGUSR1 prints the counters (machine/stats.h) to standard error.
  * When a vCPU does not leave its engine within some seconds, STOP_ERROR is returned and *stuck is set: the
  * process must then end without machine_free.
  */

@@ -299,6 +299,13 @@ static void micro_reset(struct machine *m)
 	reset_reset(b->reset);
 }
 
+static void micro_power_button(struct machine *m)
+{
+	struct micro *b = m->devices;
+
+	acpi_pm_power_button(b->pm);
+}
+
 static void micro_free(struct machine *m)
 {
 	struct micro *b = m->devices;
@@ -341,6 +348,7 @@ const struct board board_micro = {
 	.build = micro_build,
 	.load = micro_load,
 	.reset = micro_reset,
+	.power_button = micro_power_button,
 	.free = micro_free,
 	.run_error = micro_run_error,
 };

@@ -144,6 +144,7 @@ static bool make_vcpu(struct kvm_engine *k, unsigned i, struct error *err)
 	if (p == MAP_FAILED)
 		return error_set(err, "cannot map the run page of vCPU %u: %s", i, strerror(errno));
 	v->run_page = p;
+	v->kernel_stats = kvm_stats_open(v->fd);
 	k->has_tsc_attr = ioctl(v->fd, KVM_HAS_DEVICE_ATTR, &tsc) == 0;
 	if (ioctl(v->fd, KVM_GET_LAPIC, &k->lapic_reset[i]) < 0)
 		return error_set(err, "KVM_GET_LAPIC failed: %s", strerror(errno));
@@ -157,6 +158,7 @@ static void engine_kvm_destroy(struct engine *e)
 	for (unsigned i = 0; k->vcpu && i < k->cfg.ncpus; i++) {
 		if (k->vcpu[i].run_page)
 			munmap(k->vcpu[i].run_page, k->run_page_size);
+		kvm_stats_close(k->vcpu[i].kernel_stats);
 		if (k->vcpu[i].fd >= 0)
 			close(k->vcpu[i].fd);
 	}
@@ -270,4 +272,5 @@ const struct engine_ops engine_kvm = {
 	.kick = engine_kvm_kick,
 	.last_error = engine_kvm_last_error,
 	.reset = engine_kvm_reset,
+	.stats = kvm_stats_put,
 };

@@ -11,8 +11,11 @@
 #include <stdatomic.h>
 #include <sys/ioctl.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "engine/kvm/kvm.h"
+
+#define KVM_EXIT_COUNT 64
 
 struct kvm_vcpu {
 	int fd;
@@ -21,6 +24,10 @@ struct kvm_vcpu {
 	atomic_int tid;	       /* of the thread inside engine_run, 0 when none */
 	atomic_bool kicked;
 	uint64_t completed;    /* instructions that KVM lacked and the completer executed */
+	uint64_t exits[KVM_EXIT_COUNT]; /* by reason, higher ones in the last */
+	struct kvm_stats *kernel_stats; /* what the kernel counts, NULL before Linux 5.14 */
+	clockid_t cpu_clock;   /* of the thread, once cpu_clock_ok */
+	atomic_bool cpu_clock_ok;
 	char last_error[512];
 };
 
@@ -57,6 +64,11 @@ bool kvm_set_state(struct engine *e, unsigned vcpu, const struct cpu_state *in, 
 /* Set what differs from `was`, the state that the vCPU is in; NULL: everything. */
 bool kvm_put_state(struct kvm_engine *k, unsigned vcpu, const struct cpu_state *in, const struct cpu_state *was,
 		   struct error *err);
+
+/* stats.c */
+struct kvm_stats *kvm_stats_open(int vcpu_fd);
+void kvm_stats_close(struct kvm_stats *s);
+void kvm_stats_put(struct engine *e, unsigned vcpu, const struct counter_sink *out);
 
 /* run.c */
 enum engine_exit kvm_run_vcpu(struct engine *e, unsigned vcpu);

@@ -159,6 +159,7 @@ static bool handle_exit(struct kvm_engine *k, unsigned vcpu, enum engine_exit *o
 {
 	struct kvm_run *r = k->vcpu[vcpu].run_page;
 
+	k->vcpu[vcpu].exits[min_u64(r->exit_reason, KVM_EXIT_COUNT - 1)]++;
 	switch (r->exit_reason) {
 	case KVM_EXIT_IO:
 		pthread_mutex_lock(k->cfg.lock);
@@ -195,6 +196,7 @@ static enum engine_exit run_loop(struct kvm_engine *k, unsigned vcpu)
 	for (;;) {
 		if (ioctl(v->fd, KVM_RUN, 0) < 0) {
 			if (errno == EINTR) {
+				v->exits[KVM_EXIT_INTR]++;
 				__atomic_store_n(&v->run_page->immediate_exit, 0, __ATOMIC_SEQ_CST);
 				if (atomic_exchange(&v->kicked, false))
 					return EXIT_KICKED;
@@ -223,6 +225,8 @@ enum engine_exit kvm_run_vcpu(struct engine *e, unsigned vcpu)
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	v->last_error[0] = 0;
 	atomic_store(&v->tid, (int)syscall(SYS_gettid));
+	if (!atomic_load(&v->cpu_clock_ok))
+		atomic_store(&v->cpu_clock_ok, pthread_getcpuclockid(pthread_self(), &v->cpu_clock) == 0);
 	enum engine_exit why = run_loop(k, vcpu);
 	atomic_store(&v->tid, 0);
 	return why;

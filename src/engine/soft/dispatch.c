@@ -367,10 +367,12 @@ static void wait_for_request(struct soft_vcpu *sv, const struct timespec *ns)
 
 	kvmpv_pause(&sv->v);
 	rendezvous_leave(w, sv->v.index);
+	time_halt(sv, true);
 	atomic_store(&sv->waiting, true);
 	if (!atomic_load(&sv->requests))
 		syscall(SYS_futex, &sv->wake, FUTEX_WAIT_PRIVATE, seen, ns, NULL, 0);
 	atomic_store(&sv->waiting, false);
+	time_halt(sv, false);
 	rendezvous_enter(w, sv->v.index);
 	sv->idle += clock_now() - before;
 	kvmpv_resume(&sv->v, stolen(sv));

@@ -332,4 +332,5 @@ const struct engine_ops engine_soft = {
 	.kick = soft_kick,
 	.last_error = soft_last_error,
 	.reset = soft_reset,
+	.stats = soft_stats_put,
 };

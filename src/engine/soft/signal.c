@@ -271,7 +271,9 @@ static void on_kick(int sig, siginfo_t *si, void *context)
 {
 	struct soft_vcpu *sv = this_vcpu;
 
-	if (sv && si->si_code == SI_TIMER)
+	if (sv && si->si_code == SI_TIMER && si->si_value.sival_ptr == &sv->time)
+		time_sample(sv, (const void *)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+	else if (sv && si->si_code == SI_TIMER)
 		soft_request(sv, REQ_TIMER);
 }
 
@@ -381,6 +383,7 @@ void signals_thread_init(struct soft_vcpu *sv)
 	sigdelset(&set, SIGPROF);
 	sigdelset(&set, SOFT_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
+	time_start(sv);
 	drive(sv, &sv->lapic_timer, &sv->v.engine->lapic_timers[sv->v.index]);
 	if (sv->v.index == 0)
 		drive(sv, &sv->device_timer, sv->v.cfg->timers);
@@ -388,6 +391,7 @@ void signals_thread_init(struct soft_vcpu *sv)
 
 void signals_thread_fini(struct soft_vcpu *sv)
 {
+	time_stop(sv);
 	if (sv->lapic_timer.ok)
 		undrive(&sv->lapic_timer, &sv->v.engine->lapic_timers[sv->v.index]);
 	undrive(&sv->device_timer, sv->v.cfg->timers);

@@ -171,6 +171,18 @@ struct soft_stats {
 	uint64_t slow_kind[INSN_KIND_COUNT];
 };
 
+/*
+ * Where the time goes (stats.c). A timer on the thread's CPU time interrupts it 100 times a second; the time since the last sample
+ * is booked to where it was. While halted it uses no CPU time and is not interrupted.
+ */
+struct soft_time {
+	uint64_t user, kernel, vmm, idle; /* ns */
+	uint64_t last;                    /* CPU time at the last sample */
+	int64_t halted;                   /* clock_now when it halted, 0: it runs */
+	timer_t timer;
+	bool timer_ok;
+};
+
 struct soft_vcpu {
 	struct vcpu v; /* first */
 
@@ -235,6 +247,7 @@ struct soft_vcpu {
 
 	struct code_cache *cache;
 	struct soft_stats stats;
+	struct soft_time time;
 	uint8_t bounce[BOUNCE_SIZE + 128] __attribute__((aligned(64)));
 	struct { uint64_t rip, cr2; uint32_t error; uint8_t vector; } exc_log[8]; /* last exceptions delivered, for reports */
 	unsigned exc_count;
@@ -356,6 +369,13 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16]);
 /* No other vCPU runs until soft_start_world: rendezvous.h. Not with a lock held. */
 void soft_stop_world(struct soft_vcpu *sv);
 void soft_start_world(struct soft_vcpu *sv);
+
+/* stats.c */
+void soft_stats_put(struct engine *e, unsigned vcpu, const struct counter_sink *out);
+void time_start(struct soft_vcpu *sv); /* in the vCPU's thread */
+void time_stop(struct soft_vcpu *sv);
+void time_sample(struct soft_vcpu *sv, const void *host_pc); /* from the timer's signal: the thread was at host_pc */
+void time_halt(struct soft_vcpu *sv, bool begin);
 
 /* signal.c */
 bool signals_init(struct soft_vcpu *sv, struct error *err);
