@@ -20,6 +20,10 @@ enum {
 
 int cli_run(int argc, char **argv);
 int cli_disk(int argc, char **argv);
+int cli_ps(int argc, char **argv);
+int cli_stat(int argc, char **argv);
+int cli_stop(int argc, char **argv);
+int cli_kill(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
 int cli_version(int argc, char **argv);
 int cli_help(int argc, char **argv);

@@ -16,6 +16,10 @@ struct command {
 static const struct command commands[] = {
 	{"run", cli_run, "start a virtual machine on this terminal"},
 	{"disk", cli_disk, "make, look at, convert and check disk images"},
+	{"ps", cli_ps, "list the virtual machines that run"},
+	{"stat", cli_stat, "show the counters of a running virtual machine"},
+	{"stop", cli_stop, "press the power button of a virtual machine"},
+	{"kill", cli_kill, "end a virtual machine at once"},
 	{"doctor", cli_doctor, "show what this host can do and which engine fits"},
 	{"version", cli_version, "show the version"},
 	{"help", cli_help, "show this text"},

@@ -11,6 +11,8 @@
 #include "backend/char/chardev.h"
 #include "base/log.h"
 #include "cli/opt_net.h"
+#include "cli/session.h"
+#include "control/registry.h"
 #include "machine/machine.h"
 #include "machine/micro.h"
 #include "machine/pick.h"
@@ -21,13 +23,16 @@
 struct run_options {
 	struct machine_config cfg;
 	enum engine_kind engine;
+	const char *name;
+	int argc;
+	char **argv;
 	bool quiet;
 	bool help;
 };
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP,
+	OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
 };
 
 static const struct option long_options[] = {
@@ -44,6 +49,7 @@ static const struct option long_options[] = {
 	{"net", required_argument, NULL, OPT_NET},
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
+	{"name", required_argument, NULL, OPT_NAME},
 	{"quiet", no_argument, NULL, 'q'},
 	{"help", no_argument, NULL, OPT_HELP},
 	{0},
@@ -66,6 +72,7 @@ static const char usage[] =
 	"                           like user,hostfwd=tcp:127.0.0.1:2222:22 (man doppel-run); repeatable\n"
 	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
 	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
+	"  --name NAME              what doppel ps, stat and stop know it by (default: one made up)\n"
 	"  -q, --quiet              print nothing but errors\n"
 	"  --help                   show this text\n"
 	"\n"
@@ -146,6 +153,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case OPT_VIRTIO_CONSOLE: o->cfg.virtio_console = optarg; return true;
 	case OPT_NO_REBOOT: o->cfg.no_reboot = true; return true;
 	case OPT_HELP: o->help = true; return true;
+	case OPT_NAME: o->name = optarg; return registry_name_ok(optarg, err);
 	case 'q': o->quiet = true; return true;
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
 	case OPT_NET: return add_nic(o, optarg, err);
@@ -215,7 +223,7 @@ static bool parse_options(struct run_options *o, int argc, char **argv, struct e
 	return true;
 }
 
-/* Signals that end the run are read by the machine's loop; a crash of our own still gives the terminal back. */
+/* Signals that end the run or ask for counters are read by the machine's loop; a crash of our own still gives the terminal back. */
 static void on_crash(int sig)
 {
 	chardev_restore_terminal();
@@ -224,14 +232,14 @@ static void on_crash(int sig)
 
 static void set_signals(void)
 {
-	static const int ends[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+	static const int read_by_loop[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1};
 	static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
 	struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND | SA_NODEFER};
 	sigset_t set;
 
 	sigemptyset(&set);
-	for (size_t i = 0; i < ARRAY_LEN(ends); i++)
-		sigaddset(&set, ends[i]);
+	for (size_t i = 0; i < ARRAY_LEN(read_by_loop); i++)
+		sigaddset(&set, read_by_loop[i]);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	for (size_t i = 0; i < ARRAY_LEN(crashes); i++)
 		sigaction(crashes[i], &crash, NULL);
@@ -272,14 +280,45 @@ static bool uses_stdio(const struct machine_config *cfg)
 	return !strcmp(cfg->serial, "stdio") || (cfg->virtio_console && !strcmp(cfg->virtio_console, "stdio"));
 }
 
+/* Run m and say how it ended. False: a vCPU is stuck, and the process must end at once. */
+static bool run_machine(struct machine *m, bool quiet, int *status)
+{
+	const char *host_error;
+	struct machine_stop stop;
+	struct error err;
+	bool stuck;
+
+	stop = machine_run(m, &stuck);
+	host_error = stuck ? NULL : m->cfg.board->run_error(m);
+	chardev_restore_terminal();
+	*status = conclude(m, stop, quiet);
+	if (host_error) {
+		error_set(&err, "%s", host_error);
+		error_hint(&err, "output of the guest was lost");
+		*status = cli_fail(&err);
+	}
+	return !stuck;
+}
+
+/* A run that nobody named goes on when it cannot be listed. */
+static void say_start(const struct run_options *o, const struct engine_choice *choice, const struct session *session,
+		      const struct error *unlisted)
+{
+	fprintf(stderr, "doppel: engine %s: %s\n", choice->ops->name, choice->why);
+	if (session)
+		fprintf(stderr, "doppel: this virtual machine is %s\n", session_name(session));
+	else
+		fprintf(stderr, "doppel: not listed by doppel ps: %s\n", unlisted->msg);
+	if (uses_stdio(&o->cfg))
+		fprintf(stderr, "doppel: ^] ends the run\n");
+}
+
 static int run(struct run_options *o)
 {
 	struct engine_choice choice;
+	struct session *session;
+	struct error err = {0}, unlisted = {0};
 	struct machine *m;
-	struct error err = {0};
-	const char *host_error;
-	struct machine_stop stop;
-	bool stuck;
 	int status;
 
 	if (!engine_pick(o->engine, &choice, &err))
@@ -288,25 +327,21 @@ static int run(struct run_options *o)
 	if (o->quiet)
 		log_set_level(LOG_WARN);
 	set_signals();
+	if (!session_begin(&session, o->name, o->argc, o->argv, &o->cfg, &unlisted))
+		return cli_fail(&unlisted);
 	m = machine_new(&o->cfg, &err);
-	if (!m)
+	if (!m || (session && !session_serve(session, m, &err))) {
+		session_end(session);
+		machine_free(m);
 		return cli_fail(&err);
-	if (!o->quiet) {
-		fprintf(stderr, "doppel: engine %s: %s\n", choice.ops->name, choice.why);
-		if (uses_stdio(&o->cfg))
-			fprintf(stderr, "doppel: ^] ends the run\n");
 	}
-	stop = machine_run(m, &stuck);
-	host_error = stuck ? NULL : o->cfg.board->run_error(m);
-	chardev_restore_terminal();
-	status = conclude(m, stop, o->quiet);
-	if (stuck)
+	if (!o->quiet)
+		say_start(o, &choice, session, &unlisted);
+	if (!run_machine(m, o->quiet, &status)) {
+		session_end(session);
 		_exit(status);
-	if (host_error) {
-		error_set(&err, "%s", host_error);
-		error_hint(&err, "output of the guest was lost");
-		status = cli_fail(&err);
 	}
+	session_end(session);
 	machine_free(m);
 	return status;
 }
@@ -316,6 +351,8 @@ int cli_run(int argc, char **argv)
 	struct run_options o = {
 		.cfg = {.board = &board_micro, .ram_bytes = DEFAULT_RAM, .ncpus = 1, .cpu = CPU_MAX, .serial = "stdio"},
 		.engine = ENGINE_AUTO,
+		.argc = argc,
+		.argv = argv,
 	};
 	struct error err = {0};
 	int status;
