@@ -15,6 +15,7 @@
 
 const struct block_format *const block_formats[] = {
 	&block_raw,
+	&block_qcow2,
 	&block_vmdk,
 	NULL,
 };

@@ -41,6 +41,7 @@ struct block_options {
 	bool readonly;
 	bool snapshot;       /* writes go to a temporary overlay that is gone at close; the file is opened read-only */
 	bool no_lock;        /* do not take the image lock (info on a running VM's disk) */
+	bool repair;         /* opened for block_format.check: damage does not keep it from being opened for writing, nor is it repaired then */
 	enum block_cache cache;
 	/*
 	 * Backing file to use in place of the one that the image names (NULL: the named one, which must lie in the image's own
