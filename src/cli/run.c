@@ -10,6 +10,7 @@
 
 #include "backend/char/chardev.h"
 #include "base/log.h"
+#include "cli/opt_disk.h"
 #include "cli/opt_net.h"
 #include "cli/session.h"
 #include "control/registry.h"
@@ -32,7 +33,7 @@ struct run_options {
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
+	OPT_DISK, OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
 };
 
 static const struct option long_options[] = {
@@ -47,6 +48,7 @@ static const struct option long_options[] = {
 	{"serial", required_argument, NULL, OPT_SERIAL},
 	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
 	{"net", required_argument, NULL, OPT_NET},
+	{"disk", required_argument, NULL, OPT_DISK},
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
 	{"name", required_argument, NULL, OPT_NAME},
@@ -70,6 +72,7 @@ static const char usage[] =
 	"  --virtio-console SPEC    adds a virtio console, SPEC as above\n"
 	"  --net SPEC               adds a network card: user, tap:INTERFACE, link:PATH or null, with options behind commas,\n"
 	"                           like user,hostfwd=tcp:127.0.0.1:2222:22 (man doppel-run); repeatable\n"
+	OPT_DISK_USAGE
 	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
 	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
 	"  --name NAME              what doppel ps, stat and stop know it by (default: one made up)\n"
@@ -157,6 +160,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case 'q': o->quiet = true; return true;
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
 	case OPT_NET: return add_nic(o, optarg, err);
+	case OPT_DISK: return opt_disk_add(&o->cfg, optarg, err);
 	case OPT_MODULE: return add_module(o, optarg, err);
 	case OPT_CPUS:
 		if (!parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, err))
@@ -232,7 +236,7 @@ static void on_crash(int sig)
 
 static void set_signals(void)
 {
-	static const int read_by_loop[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1};
+	static const int read_by_loop[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGCONT};
 	static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
 	struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND | SA_NODEFER};
 	sigset_t set;
@@ -244,6 +248,7 @@ static void set_signals(void)
 	for (size_t i = 0; i < ARRAY_LEN(crashes); i++)
 		sigaction(crashes[i], &crash, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a disk image at its largest is an error like others */
 }
 
 /* The exit status of a stop, after saying on stderr what the user should know. */
@@ -294,7 +299,7 @@ static bool run_machine(struct machine *m, bool quiet, int *status)
 	*status = conclude(m, stop, quiet);
 	if (host_error) {
 		error_set(&err, "%s", host_error);
-		error_hint(&err, "output of the guest was lost");
+		error_hint(&err, "what the guest wrote there is not complete");
 		*status = cli_fail(&err);
 	}
 	return !stuck;
@@ -365,5 +370,6 @@ int cli_run(int argc, char **argv)
 		status = run(&o);
 	free((void *)o.cfg.modules);
 	free((void *)o.cfg.nics);
+	opt_disk_free(&o.cfg);
 	return status;
 }

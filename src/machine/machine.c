@@ -116,8 +116,11 @@ static void on_signal(void *ctx, unsigned events)
 
 	if (read(m->signal_fd, &si, sizeof(si)) != sizeof(si))
 		return;
-	if (si.ssi_signo == SIGUSR1) {
-		machine_stats_print(m, stderr);
+	if (si.ssi_signo == SIGUSR1 || si.ssi_signo == SIGCONT) {
+		if (si.ssi_signo == SIGUSR1)
+			machine_stats_print(m, stderr);
+		else
+			m->cfg.board->resume(m);
 		return;
 	}
 	pthread_mutex_lock(&m->lock);
@@ -160,6 +163,7 @@ static bool add_signals(struct machine *m, struct error *err)
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGQUIT);
 	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGCONT);
 	m->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	if (m->signal_fd < 0)
 		return error_set(err, "signalfd: %s", strerror(errno));

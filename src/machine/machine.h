@@ -24,6 +24,7 @@
 #define MACHINE_MAX_CPUS 64
 
 struct machine;
+struct machine_disk; /* machine/disk.h */
 
 enum machine_stop_reason {
 	STOP_NONE,
@@ -54,6 +55,7 @@ struct board {
 	void (*reset)(struct machine *m);
 	void (*power_button)(struct machine *m); /* pressed; lock held */
 	void (*free)(struct machine *m); /* no other thread is left */
+	void (*resume)(struct machine *m); /* try again what back ends hold back after a host error; without the lock */
 	/* Write out what back ends hold. A host error that one of them met, NULL when none. */
 	const char *(*run_error)(struct machine *m);
 };
@@ -82,6 +84,8 @@ struct machine_config {
 	const char *virtio_console; /* the same, or NULL: no such device */
 	const struct machine_nic *nics;
 	unsigned nnics;
+	const struct machine_disk *disks;
+	unsigned ndisks;
 	bool debug_exit;
 	uint16_t debug_exit_port;
 	bool no_reboot;
@@ -119,8 +123,8 @@ struct machine {
 
 struct machine *machine_new(const struct machine_config *cfg, struct error *err);
 /*
- * Run until a stop reason. SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGUSR1 must be blocked in the calling thread: the loop reads
- * them. SIGUSR1 prints the counters (machine/stats.h) to standard error.
+ * Run until a stop reason. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGCONT must be blocked in the calling thread: the loop
+ * reads them. SIGUSR1 prints the counters (machine/stats.h) to standard error, SIGCONT calls the board's resume.
  * When a vCPU does not leave its engine within some seconds, STOP_ERROR is returned and *stuck is set: the
  * process must then end without machine_free.
  */

@@ -13,9 +13,11 @@
 #include "dev/reset.h"
 #include "dev/rtc.h"
 #include "dev/uart.h"
+#include "dev/virtio/blk.h"
 #include "dev/virtio/console.h"
 #include "dev/virtio/net.h"
 #include "dev/virtio/rng.h"
+#include "machine/disk.h"
 
 /* Ports. The interrupt chips, which are the engine's, have 0x20, 0x40, 0x61, 0xa0 and 0x4d0. */
 #define COM1_PORT 0x3f8
@@ -47,6 +49,8 @@
 #define RNG_DEVICE 1
 #define CONSOLE_DEVICE 2
 #define NIC_DEVICE 8 /* the first of MACHINE_MAX_NICS */
+#define DISK_DEVICE 16 /* and upwards */
+#define DISKS_MAX 16
 
 #define S5_TYPE 5
 
@@ -63,6 +67,8 @@ struct micro {
 	struct virtio_console *console;
 	struct net *nets[MACHINE_MAX_NICS];
 	struct virtio_net *nics[MACHINE_MAX_NICS];
+	struct block *blocks[DISKS_MAX];
+	struct virtio_blk *disks[DISKS_MAX];
 	struct pci_window pci_high;
 };
 
@@ -115,6 +121,29 @@ static bool open_chardevs(struct micro *b, struct error *err)
 		return true;
 	b->console_chr = chardev_open(m->cfg.virtio_console, m->loop, &m->lock, on_escape, m, err);
 	return b->console_chr;
+}
+
+static bool add_disks(struct micro *b, struct error *err)
+{
+	struct machine *m = b->machine;
+
+	if (m->cfg.ndisks > DISKS_MAX)
+		return error_set(err, "%u disks are more than the %u that there is room for", m->cfg.ndisks, DISKS_MAX);
+	for (unsigned i = 0; i < m->cfg.ndisks; i++) {
+		const struct machine_disk *d = &m->cfg.disks[i];
+
+		b->blocks[i] = block_open(&d->image, err);
+		if (!b->blocks[i])
+			return false;
+		b->disks[i] = virtio_blk_new(&(struct virtio_blk_config){
+			.virtio = {.host = b->pci, .devfn = PCI_DEVFN(DISK_DEVICE + i, 0), .ram = m->ram, .timers = &m->timers},
+			.queue = {.block = b->blocks[i], .iops = d->iops, .bps = d->bps, .on_error = d->on_error},
+			.lock = &m->lock, .nqueues = (unsigned)min_u64(m->cfg.ncpus, VIRTIO_BLK_QUEUES_MAX),
+			.serial = d->serial}, err);
+		if (!b->disks[i])
+			return false;
+	}
+	return true;
 }
 
 /* The only device whose place the user chooses. */
@@ -217,8 +246,9 @@ static bool micro_build(struct machine *m, struct error *err)
 			return false;
 	}
 
-	if (!add_nics(b, err))
+	if (!add_nics(b, err) || !add_disks(b, err))
 		return false;
+
 	if (m->cfg.debug_exit && !add_debug_exit(b, err))
 		return false;
 	pci_host_reset(b->pci);
@@ -316,6 +346,10 @@ static void micro_free(struct machine *m)
 		virtio_net_free(b->nics[i]);
 		net_close(b->nets[i]);
 	}
+	for (unsigned i = 0; i < DISKS_MAX; i++) {
+		virtio_blk_free(b->disks[i]);
+		block_close(b->blocks[i]);
+	}
 	virtio_console_free(b->console);
 	virtio_rng_free(b->rng);
 	pci_host_free(b->pci);
@@ -330,11 +364,23 @@ static void micro_free(struct machine *m)
 	m->devices = NULL;
 }
 
+static void micro_resume(struct machine *m)
+{
+	struct micro *b = m->devices;
+
+	for (unsigned i = 0; i < m->cfg.ndisks; i++)
+		block_queue_retry(virtio_blk_queue(b->disks[i]));
+}
+
 static const char *micro_run_error(struct machine *m)
 {
 	struct micro *b = m->devices;
-	const char *e;
+	const char *e = NULL;
 
+	for (unsigned i = 0; i < m->cfg.ndisks && !e; i++)
+		e = block_queue_error(virtio_blk_queue(b->disks[i]));
+	if (e)
+		return e;
 	chardev_flush(b->serial_chr);
 	e = chardev_error(b->serial_chr);
 	if (e || !b->console_chr)
@@ -350,5 +396,6 @@ const struct board board_micro = {
 	.reset = micro_reset,
 	.power_button = micro_power_button,
 	.free = micro_free,
+	.resume = micro_resume,
 	.run_error = micro_run_error,
 };

@@ -79,7 +79,7 @@ static void interrupt(struct virtio *v, uint16_t vector, uint8_t cause)
 	pci_set_intx(v->pci, true);
 }
 
-static void broken(struct virtio *v)
+void virtio_broken(struct virtio *v)
 {
 	if (v->s.status & STATUS_NEEDS_RESET)
 		return;
@@ -99,7 +99,7 @@ bool virtio_pop(struct virtio *v, unsigned q, struct virtqueue_chain *c)
 	enum virtqueue_result r = usable(v, q) ? virtqueue_pop(&v->queues[q], c) : VIRTQUEUE_EMPTY;
 
 	if (r == VIRTQUEUE_BROKEN)
-		broken(v);
+		virtio_broken(v);
 	return r == VIRTQUEUE_CHAIN;
 }
 
@@ -151,12 +151,16 @@ void virtio_config_changed(struct virtio *v)
 		interrupt(v, v->s.config_vector, ISR_CONFIG);
 }
 
-static void kick(struct virtio *v, unsigned q)
+void virtio_again(struct virtio *v, unsigned q)
 {
-	if (!usable(v, q) || !v->class->kick(v->dev, q))
-		return;
 	v->s.again |= (uint32_t)BIT(q);
 	timer_arm(&v->again, clock_now());
+}
+
+static void kick(struct virtio *v, unsigned q)
+{
+	if (usable(v, q) && v->class->kick(v->dev, q))
+		virtio_again(v, q);
 }
 
 static void on_again(void *ctx)
@@ -224,7 +228,7 @@ static void write_queue_enable(struct virtio *v, struct virtqueue *q, uint32_t v
 		return;
 	q->s.event_idx = v->s.driver_features & BIT(VIRTIO_F_EVENT_IDX);
 	if (!virtqueue_enable(q))
-		broken(v);
+		virtio_broken(v);
 }
 
 static void set_half(uint64_t *field, bool high, uint32_t value)

@@ -67,6 +67,10 @@ uint32_t virtio_write(struct virtio *v, unsigned q, const struct virtqueue_chain
 		      uint32_t len);
 /* Tell the driver of what was pushed, if it wants to know. */
 void virtio_interrupt(struct virtio *v, unsigned q);
+/* Call the class's kick for this queue again, soon. */
+void virtio_again(struct virtio *v, unsigned q);
+/* The device found what 2.7 cannot know of: the driver broke the rules, and has to reset. */
+void virtio_broken(struct virtio *v);
 /* The device's configuration changed by itself: count it, and tell the driver (4.1.5.4). */
 void virtio_config_changed(struct virtio *v);
 
