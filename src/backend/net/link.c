@@ -152,7 +152,7 @@ static bool link_open(struct net *n, const struct net_options *o, struct error *
 			return error_hint(err, "a socket of another program is in this place: choose another path");
 		return error_hint(err, "choose a path in a folder where you may write, the same for both VMs");
 	}
-	n->offloads = NET_CSUM | NET_TSO4 | NET_TSO6 | NET_TSO_ECN | NET_USO;
+	n->offloads = NET_ALL;
 	snprintf(n->description, sizeof(n->description), "link %s", o->name);
 	return true;
 }

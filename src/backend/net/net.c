@@ -57,7 +57,7 @@ void net_worker_receive(struct net_worker *w, const struct net_frame *f)
 	unsigned accepts = atomic_load(&w->net->accepts);
 	struct net_frame *copy;
 
-	if (!net_offload_valid(f, ~0u))
+	if (!net_offload_valid(f, NET_ALL))
 		goto drop;
 	if (f->hdr.gso_type != NET_GSO_NONE && !net_offload_acceptable(&f->hdr, accepts)) {
 		if (!net_segment(f, emit_to_fifo, w))

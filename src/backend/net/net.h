@@ -36,6 +36,7 @@ enum {
 	NET_TSO6 = 4,
 	NET_TSO_ECN = 8,
 	NET_USO = 16, /* UDP, IPv4 and IPv6 */
+	NET_ALL = 31,
 };
 
 enum net_kind { NET_USER, NET_TAP, NET_LINK, NET_NULL };

@@ -5,7 +5,7 @@
 
 static bool null_open(struct net *n, const struct net_options *o, struct error *err)
 {
-	n->offloads = NET_CSUM | NET_TSO4 | NET_TSO6 | NET_TSO_ECN | NET_USO;
+	n->offloads = NET_ALL;
 	n->link_up = true;
 	snprintf(n->description, sizeof(n->description), "null");
 	return true;

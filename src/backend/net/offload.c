@@ -125,7 +125,7 @@ static unsigned needed(const struct net_hdr *h)
 	case NET_GSO_TCPV4: bits |= NET_TSO4; break;
 	case NET_GSO_TCPV6: bits |= NET_TSO6; break;
 	case NET_GSO_UDP_L4: bits |= NET_USO; break;
-	default: return ~0u;
+	default: return ~0u; /* beyond NET_ALL */
 	}
 	return bits | (h->gso_type & NET_GSO_ECN ? NET_TSO_ECN : 0);
 }

@@ -22,7 +22,7 @@ struct net_packet {
 /* False: not a whole, unfragmented TCP or UDP packet (IPv6: without extension headers). */
 bool net_parse(const uint8_t *data, uint32_t len, struct net_packet *p);
 
-/* Do flags, offsets and sizes fit the frame and each other? Only of the kinds in `allowed` (NET_CSUM ...). */
+/* Do flags, offsets and sizes fit the frame and each other? Only of the kinds in `allowed` (NET_CSUM ..., NET_ALL). */
 bool net_offload_valid(const struct net_frame *f, unsigned allowed);
 /* Is there anything in it that a side with these does not take undone? */
 bool net_offload_acceptable(const struct net_hdr *h, unsigned accepts);

@@ -34,6 +34,7 @@ struct tap_queue {
 
 struct tap {
 	struct tap_queue queues[NET_QUEUES_MAX];
+	char name[IFNAMSIZ];
 	bool multi, uso;
 	_Atomic bool gone;
 };
@@ -120,6 +121,7 @@ static bool tap_open(struct net *n, const struct net_options *o, struct error *e
 		error_set(err, "--net tap:%s: no name of an interface", o->name);
 		return error_hint(err, "names have 1 to 15 characters, as in --net tap:doppel0");
 	}
+	strcpy(t->name, o->name);
 	t->multi = n->nqueues > 1;
 	for (unsigned q = 0; q < n->nqueues; q++) {
 		if (!open_device(t, q, o->name, err) || !take_interface(t, q, o->name, err))
@@ -154,7 +156,7 @@ static void lost(struct net_worker *w)
 
 	if (atomic_exchange(&t->gone, true))
 		return;
-	log_warn("%s is gone: the guest's link is down", w->net->description);
+	log_warn("tap %s is gone: the guest's link is down", t->name);
 	net_set_link(w->net, false);
 }
 

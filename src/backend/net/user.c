@@ -230,7 +230,7 @@ static bool user_open(struct net *n, const struct net_options *o, struct error *
 	for (unsigned i = 0; i < o->nforwards; i++)
 		if (!add_forward(u, &o->forwards[i], c.vdhcp_start, err))
 			return false;
-	n->offloads = NET_CSUM | NET_TSO4 | NET_TSO6 | NET_TSO_ECN | NET_USO;
+	n->offloads = NET_ALL;
 	n->link_up = true;
 	describe(n, &c);
 	return true;
@@ -260,6 +260,21 @@ static uint8_t *emit_segment(void *ctx, uint32_t len)
 	return u->segment->data;
 }
 
+/*
+ * A destination that no wire carries (RFC 1122 3.2.1.3, RFC 4291 2.5): the host's kernel would take it for the host itself, past
+ * no_loopback and the router's address.
+ */
+static bool means_the_host(const uint8_t *d, uint32_t len)
+{
+	static const uint8_t zeroes[10];
+
+	if (len >= 34 && d[12] == 0x08 && d[13] == 0x00)
+		return d[30] == 0 || d[30] == 127;
+	if (len >= 54 && d[12] == 0x86 && d[13] == 0xdd) /* ::, ::1, IPv4 in IPv6 */
+		return !memcmp(d + 38, zeroes, sizeof(zeroes));
+	return false;
+}
+
 static bool user_send(struct net_worker *w, struct net_frame *f)
 {
 	struct user *u = w->net->state;
@@ -267,6 +282,10 @@ static bool user_send(struct net_worker *w, struct net_frame *f)
 
 	if (net_fifo_used(&w->rx) > RX_HIGH)
 		return false;
+	if (means_the_host(f->data, f->len)) {
+		net_count(&w->tx_dropped, 1);
+		return true;
+	}
 	pthread_mutex_lock(&slirp_lock);
 	if (f->hdr.gso_type == NET_GSO_UDP_L4) {
 		u->segment->len = 0;
