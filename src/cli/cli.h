@@ -20,6 +20,8 @@ enum {
 
 int cli_run(int argc, char **argv);
 int cli_disk(int argc, char **argv);
+int cli_import(int argc, char **argv);
+int cli_export(int argc, char **argv);
 int cli_ps(int argc, char **argv);
 int cli_stat(int argc, char **argv);
 int cli_stop(int argc, char **argv);

@@ -84,6 +84,7 @@ static bool add_value(struct config *c, const char *dir, const char *option, con
 {
 	const char *rest = value, *scheme = strstr(value, "://");
 	char full[2 * PATH_MAX];
+	int n;
 
 	if (is_one_of(option, spec_options))
 		rest = !strncmp(value, "file:", 5) || !strncmp(value, "unix:", 5) ? value + 5 : NULL;
@@ -91,7 +92,13 @@ static bool add_value(struct config *c, const char *dir, const char *option, con
 		rest = NULL;
 	if (!rest || rest[0] == '/')
 		return config_add(c, option, value, err);
-	if (snprintf(full, sizeof(full), "%.*s%s%s", (int)(rest - value), value, dir, rest) >= (int)sizeof(full))
+	n = snprintf(full, sizeof(full), "%.*s", (int)(rest - value), value);
+	for (; *dir && n < (int)sizeof(full) - 2; dir++) {
+		full[n++] = *dir;
+		if (*dir == ',' && !strcmp(option, "disk")) /* in --disk a comma ends the path; two are one */
+			full[n++] = ',';
+	}
+	if (snprintf(full + n, sizeof(full) - (size_t)n, "%s", rest) >= (int)sizeof(full) - n)
 		return error_set(err, "the value is too long");
 	return config_add(c, option, full, err);
 }

@@ -20,6 +20,8 @@ static const struct command commands[] = {
 	{"stat", cli_stat, "show the counters of a running virtual machine"},
 	{"stop", cli_stop, "press the power button of a virtual machine"},
 	{"kill", cli_kill, "end a virtual machine at once"},
+	{"import", cli_import, "make a machine of an OVA file"},
+	{"export", cli_export, "write a machine into an OVA file"},
 	{"doctor", cli_doctor, "show what this host can do and which engine fits"},
 	{"version", cli_version, "show the version"},
 	{"help", cli_help, "show this text"},
