@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -112,19 +111,19 @@ static void *vcpu_main(void *arg)
 static void on_signal(void *ctx, unsigned events)
 {
 	struct machine *m = ctx;
-	struct signalfd_siginfo si;
+	int signal = signals_take(m->signals);
 
-	if (read(m->signal_fd, &si, sizeof(si)) != sizeof(si))
+	if (!signal)
 		return;
-	if (si.ssi_signo == SIGUSR1 || si.ssi_signo == SIGCONT) {
-		if (si.ssi_signo == SIGUSR1)
+	if (signal == SIGUSR1 || signal == SIGCONT) {
+		if (signal == SIGUSR1)
 			machine_stats_print(m, stderr);
 		else
 			m->cfg.board->resume(m);
 		return;
 	}
 	pthread_mutex_lock(&m->lock);
-	machine_stop(m, STOP_SIGNAL, si.ssi_signo);
+	machine_stop(m, STOP_SIGNAL, (uint32_t)signal);
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -164,10 +163,8 @@ static bool add_signals(struct machine *m, struct error *err)
 	sigaddset(&set, SIGQUIT);
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGCONT);
-	m->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-	if (m->signal_fd < 0)
-		return error_set(err, "signalfd: %s", strerror(errno));
-	return loop_add(m->loop, m->signal_fd, LOOP_READ, on_signal, m, err);
+	m->signals = signals_new(&set, err);
+	return m->signals && loop_add(m->loop, signals_fd(m->signals), LOOP_READ, on_signal, m, err);
 }
 
 static bool add_timers(struct machine *m, struct error *err)
@@ -243,7 +240,7 @@ struct machine *machine_new(const struct machine_config *cfg, struct error *err)
 	assert(cfg->ncpus >= 1 && cfg->ncpus <= MACHINE_MAX_CPUS);
 	m->cfg = *cfg;
 	m->started = clock_now();
-	m->timer_fd = m->signal_fd = -1;
+	m->timer_fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->resume, NULL);
 	m->vcpus = calloc(cfg->ncpus, sizeof(*m->vcpus));
@@ -268,8 +265,7 @@ void machine_free(struct machine *m)
 	loop_free(m->loop);
 	if (m->timer_fd >= 0)
 		close(m->timer_fd);
-	if (m->signal_fd >= 0)
-		close(m->signal_fd);
+	signals_free(m->signals);
 	pthread_cond_destroy(&m->resume);
 	pthread_mutex_destroy(&m->lock);
 	free(m->vcpus);

@@ -15,6 +15,7 @@
 #include "backend/net/net.h"
 #include "base/error.h"
 #include "base/loop.h"
+#include "base/signals.h"
 #include "base/timer.h"
 #include "bus/bus.h"
 #include "cpu/cpuid.h"
@@ -103,7 +104,7 @@ struct machine {
 	struct loop *loop;
 	struct timer_queue timers;
 	int timer_fd;  /* drives the timers from the loop; -1 when the engine does */
-	int signal_fd;
+	struct signals *signals;
 	struct ram *ram;
 	struct bus *bus;
 	struct cpuid_policy cpuid;
