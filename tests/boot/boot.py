@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Boot an unmodified Debian kernel to an initramfs shell, use it, and switch it off.
 
-usage: boot.py DOPPEL SOURCE_ROOT KERNEL ENGINE USER     ENGINE: soft or kvm; USER: self or nobody; KERNEL: cloud, generic, or pvh:
-the cloud kernel, decompressed and booted by its PVH entry on a bigger machine with a virtio console and baseline CPU features.
+usage: boot.py DOPPEL SOURCE_ROOT KERNEL ENGINE USER     ENGINE: soft or kvm; USER: self or nobody; KERNEL: cloud, generic; pvh:
+the cloud kernel, decompressed and booted by its PVH entry on a bigger machine with a virtio console and baseline CPU features; or
+smpN: the cloud kernel with N CPUs.
 
 Skipped (77) where the kernel cannot be fetched, the engine does not run or is too slow here, or USER cannot be taken.
 """
@@ -19,6 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import Checks, Directory, auto_engine, kernel_directory, skip  # noqa: E402
 
 doppel, root, kernel, engine, user = sys.argv[1:]
+cpus = int(kernel[3:]) if kernel.startswith("smp") else 1
 BOOT_SECONDS = 120
 PROMPT = "doppel / # "
 TROUBLE = re.compile(r"BUG|WARNING|Oops|Call Trace|Kernel panic|general protection|unable to handle|stall|lockup|"
@@ -92,7 +94,7 @@ def decompress(vmlinuz, out):
 
 
 def prepare(d):
-    where = kernel_directory("cloud" if kernel == "pvh" else kernel)
+    where = kernel_directory("cloud" if kernel == "pvh" or cpus > 1 else kernel)
     if not where:
         skip("the kernel package cannot be fetched")
     if kernel == "pvh":
@@ -107,7 +109,7 @@ def prepare(d):
 
 def command_line(d):
     line = [d / "doppel", "run", "--engine", engine, "-m", "512M", "--kernel", d / "vmlinuz", "--initrd", d / "initrd.gz",
-            "--append", "console=ttyS0"]
+            "--append", "console=ttyS0", "--cpus", str(cpus)]
     if kernel == "pvh":
         line += ["-m", "6G", "--cpu", "baseline", "--virtio-console", "file:" + d / "console.log"]
     if user == "self":
@@ -144,6 +146,31 @@ def use_shell(g, check):
     check(len(out.splitlines()) > 50 and not trouble, "dmesg has no trouble", "\n".join(trouble))
 
 
+# Each worker forks, executes and pipes; the sums tell whether any byte went wrong.
+STRESS = ("w() { i=0; while [ $i -lt 12 ]; do seq 1 3000 | sort -r | sort -n | md5sum | cut -c1-8; "
+          "dd if=/dev/zero bs=4k count=64 2>/dev/null | gzip -1 | gunzip | md5sum | cut -c1-8; i=$((i + 1)); done; }; "
+          "(for k in $(seq %d); do w & done; wait) | sort | uniq -c | tr -s ' '")
+
+
+def use_cpus(g, check):
+    """All CPUs work, and time is right while they do."""
+    check(g.command("nproc") == f"{cpus}\n", f"{cpus} CPUs", repr(g.all[-300:]))
+    check(g.command("cat /sys/devices/system/cpu/online") == f"0-{cpus - 1}\n", "all are online")
+    out = g.command("for c in $(seq 0 %d); do taskset -p $(printf %%x $((1 << c))) $$ >/dev/null; cut -d' ' -f39 /proc/self/stat; done; "
+                    "taskset -p %x $$ >/dev/null" % (cpus - 1, (1 << cpus) - 1)) or ""
+    check(out.split() == [str(i) for i in range(cpus)], "programs run on each", out)
+    n = 2 * cpus
+    out = g.command(STRESS % n, 240) or ""
+    sums = dict(line.split()[::-1] for line in out.splitlines() if len(line.split()) == 2)
+    check(sorted(sums.values()) == [str(12 * n)] * 2, "all workers compute the same", out)
+    host, out = time.monotonic(), g.command("cut -d' ' -f1 /proc/uptime; sleep 10; cut -d' ' -f1 /proc/uptime") or "0 0"
+    host, times = time.monotonic() - host, [float(t) for t in out.split()]
+    check(9.99 < times[1] - times[0] < 10.5 and abs(host - (times[1] - times[0])) < 0.5, "sleep 10 takes 10 s", f"{times} {host}")
+    out = g.command("dmesg") or ""
+    trouble = [line for line in out.splitlines() if TROUBLE.search(line)]
+    check(not trouble, "dmesg has no trouble after that", "\n".join(trouble))
+
+
 def use_bigger_machine(g, check, d):
     out = g.command("grep MemTotal /proc/meminfo") or "0 0"
     check(5.5 < int(out.split()[1]) / 1024 / 1024 < 6, "6 GiB of RAM", out)
@@ -170,6 +197,8 @@ def main():
         use_shell(g, check)
         if kernel == "pvh":
             use_bigger_machine(g, check, d)
+        if cpus > 1:
+            use_cpus(g, check)
         g.send("reboot -f")
         check(g.wait("doppel: init reached", BOOT_SECONDS) and g.wait(PROMPT, 30), "reboot -f starts it again", g.all[-2000:])
         g.send("poweroff -f")
