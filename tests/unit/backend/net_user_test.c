@@ -330,7 +330,7 @@ static void test_tcp(void **state)
 {
 	static uint8_t got[65536];
 	struct net_rig r;
-	uint32_t ack, len, sum = 0, first, joined = 0;
+	uint32_t ack, len = 0, sum = 0, first, joined = 0;
 	uint16_t port;
 	uint8_t *reply;
 	int server = listener(SOCK_STREAM, &port), fd;
