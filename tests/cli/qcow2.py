@@ -244,7 +244,7 @@ class Round:
         if self.snapshots:
             return
         size = SECTOR * self.rng.randint(1, 2 * len(self.model.data) // SECTOR)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.5 or self.o.get("compat") == "0.10":  # theirs cannot hide a backing file there
             self.ours([f"resize {size}"])
         else:
             self.log.append(("theirs", f"resize {size}"))

@@ -2,10 +2,10 @@
  * Does to a disk image what the lines of its input say, by backend/block. Driven by tests/cli/qcow2.py, which has QEMU do the
  * same. Offsets and lengths in bytes; P: the byte that data are made of.
  *
- *   create FORMAT SIZE OPTIONS|- [BACKING FORMAT]    open [ro|repair|direct|unsafe]    close    kill (ends at once)
+ *   create FORMAT SIZE OPTIONS|- [BACKING FORMAT]    open [ro|repair|direct|unsafe]    close
  *   w OFF LEN P    c OFF LEN P (compressed)    z OFF LEN UNMAP    d OFF LEN    f    resize SIZE
  *   dump FILE (contents, by reads of all sizes; also holds map and plain against them)
- *   snap create|apply|delete NAME    snaps    check    repair    threads N SEED OPS
+ *   snap create|apply|delete NAME    snaps    check    repair    threads N SEED OPS    say TEXT
  *
  * usage: qcow2_replay IMAGE < COMMANDS. Status 1: a command failed; what, is on stderr.
  */
@@ -23,7 +23,6 @@
 struct replay {
 	const char *path;
 	struct block *b;
-	int out_seq;
 };
 
 static void fail(const char *line, const char *what)
@@ -308,7 +307,10 @@ static void command(struct replay *t, const char *line)
 		dump(t, line);
 	else if (!strncmp(line, "snap ", 5))
 		snap(t, line);
-	else if (!strcmp(line, "snaps"))
+	else if (!strncmp(line, "say ", 4)) {
+		printf("said %s\n", line + 4);
+		fflush(stdout);
+	} else if (!strcmp(line, "snaps"))
 		snaps(t);
 	else if (!strcmp(line, "check") || !strcmp(line, "repair"))
 		check(t, line, line[0] == 'r');

@@ -243,9 +243,9 @@ int qcow2_header_l1(struct qcow2 *q, uint64_t size, uint64_t l1_off, uint32_t l1
 	int r;
 
 	put_be64(p, size);
-	put_be32(p + H_CRYPT - H_SIZE, 0);
-	put_be32(p + H_L1_SIZE - H_SIZE, l1_size);
-	put_be64(p + H_L1_OFF - H_SIZE, l1_off);
+	put_be32(p + (H_CRYPT - H_SIZE), 0);
+	put_be32(p + (H_L1_SIZE - H_SIZE), l1_size);
+	put_be64(p + (H_L1_OFF - H_SIZE), l1_off);
 	r = qcow2_pwrite(q, H_SIZE, p, sizeof(p));
 	if (r)
 		return r;
@@ -261,7 +261,7 @@ int qcow2_header_reftable(struct qcow2 *q, uint64_t off, uint32_t clusters)
 	int r;
 
 	put_be64(p, off);
-	put_be32(p + H_REFT_CLUSTERS - H_REFT_OFF, clusters);
+	put_be32(p + (H_REFT_CLUSTERS - H_REFT_OFF), clusters);
 	r = qcow2_pwrite(q, H_REFT_OFF, p, sizeof(p));
 	if (r)
 		return r;
@@ -276,7 +276,7 @@ int qcow2_header_snapshots(struct qcow2 *q, uint64_t off, uint32_t n)
 	int r;
 
 	put_be32(p, n);
-	put_be64(p + H_SNAPSHOTS_OFF - H_NB_SNAPSHOTS, off);
+	put_be64(p + (H_SNAPSHOTS_OFF - H_NB_SNAPSHOTS), off);
 	r = qcow2_pwrite(q, H_NB_SNAPSHOTS, p, sizeof(p));
 	if (r)
 		return r;
