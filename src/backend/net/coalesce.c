@@ -52,9 +52,11 @@ static bool join(struct net_fifo *f, const uint8_t *data, const struct net_packe
 	if (!last || !last->coalesced || !(accepts & (p->ipv6 ? NET_TSO6 : NET_TSO4)) || !(accepts & NET_CSUM))
 		return false;
 	old = last->len;
+	if (old <= p->payload) /* its headers end elsewhere */
+		return false;
 	size = last->hdr.gso_size ? last->hdr.gso_size : old - p->payload;
 	/* All segments but the last are of one size. */
-	if (old < p->payload || (old - p->payload) % size || more > size || old - p->l3 + more > 65535)
+	if ((old - p->payload) % size || more > size || old - p->l3 + more > 65535)
 		return false;
 	if (last->data[p->l4 + TCP_FLAGS] & PSH || !same_headers(last->data, data, p) ||
 	    be32(data + p->l4 + TCP_SEQ) != be32(last->data + p->l4 + TCP_SEQ) + (old - p->payload))

@@ -383,6 +383,8 @@ static void test_what_is_not_joined(void **state)
 	c = b;
 	c.options = 4;
 	assert_int_equal(join_two(&fifo, &a, 1000, &c, 1000, ALL), 2);
+	c.options = 40; /* its headers are as long as the other's frame */
+	assert_int_equal(join_two(&fifo, &a, 40, &c, 10, ALL), 2);
 	c = b;
 	c.ipv6 = true;
 	assert_int_equal(join_two(&fifo, &a, 1000, &c, 1000, ALL), 2);
