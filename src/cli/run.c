@@ -14,6 +14,7 @@
 #include "cli/opt_net.h"
 #include "cli/session.h"
 #include "control/registry.h"
+#include "machine/disk.h"
 #include "machine/machine.h"
 #include "machine/micro.h"
 #include "machine/pick.h"
@@ -58,11 +59,14 @@ static const struct option long_options[] = {
 };
 
 static const char usage[] =
-	"usage: doppel run --kernel FILE [OPTION]...\n"
+	"usage: doppel run DISK [OPTION]...\n"
+	"       doppel run --kernel FILE [OPTION]...\n"
 	"\n"
+	"  DISK                     as --disk has it, but the first one. Without --kernel, the first disk's own kernel is booted:\n"
+	"                           what the boot configuration on it (GRUB, loader entries) has for default\n"
 	"  --kernel FILE            bzImage, ELF with a PVH entry (vmlinux), or Multiboot 1 image\n"
 	"  --initrd FILE            initial RAM disk\n"
-	"  --append STRING          kernel command line\n"
+	"  --append STRING          kernel command line; without --kernel, more of it\n"
 	"  --module FILE[=STRING]   boot module (Multiboot, PVH) with its string; repeatable\n"
 	"  -m, --memory SIZE        guest RAM, like 512M or 2G (default 512M)\n"
 	"  --cpus N                 number of virtual CPUs (default 1)\n"
@@ -203,12 +207,25 @@ static bool bad_option(int opt, char **argv, struct error *err)
 	return error_hint(err, "see doppel run --help");
 }
 
+static bool add_first_disk(struct machine_config *cfg, const char *arg, struct error *err)
+{
+	struct machine_disk *disks, first;
+
+	if (!opt_disk_add(cfg, arg, err))
+		return false;
+	disks = (struct machine_disk *)cfg->disks;
+	first = disks[cfg->ndisks - 1];
+	memmove(disks + 1, disks, (cfg->ndisks - 1) * sizeof(*disks));
+	disks[0] = first;
+	return true;
+}
+
 static bool parse_options(struct run_options *o, int argc, char **argv, struct error *err)
 {
 	int opt;
 
 	opterr = 0;
-	while ((opt = getopt_long(argc, argv, "+:m:q", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, ":m:q", long_options, NULL)) != -1) {
 		if (opt == '?' || opt == ':')
 			return bad_option(opt, argv, err);
 		if (!parse_option(o, opt, err))
@@ -216,13 +233,21 @@ static bool parse_options(struct run_options *o, int argc, char **argv, struct e
 	}
 	if (o->help)
 		return true;
+	if (optind < argc && !add_first_disk(&o->cfg, argv[optind++], err))
+		return false;
 	if (optind < argc) {
 		error_set(err, "run: unexpected argument '%.64s'", argv[optind]);
-		return error_hint(err, "the kernel is named by --kernel; see doppel run --help");
+		return error_hint(err, "other disks are given with --disk; see doppel run --help");
 	}
-	if (!o->cfg.kernel) {
-		error_set(err, "run: no kernel");
-		return error_hint(err, "name one with --kernel FILE; see doppel run --help");
+	if (o->cfg.kernel)
+		return true;
+	if (o->cfg.initrd || o->cfg.nmodules) {
+		error_set(err, "run: --initrd and --module go with a kernel");
+		return error_hint(err, "name it with --kernel FILE");
+	}
+	if (!o->cfg.ndisks) {
+		error_set(err, "run: nothing to boot");
+		return error_hint(err, "name a disk, or a kernel with --kernel FILE; see doppel run --help");
 	}
 	return true;
 }

@@ -76,7 +76,7 @@ struct machine_config {
 	uint64_t ram_bytes;
 	unsigned ncpus;
 	enum cpu_model cpu;
-	const char *kernel;
+	const char *kernel; /* NULL: what the first disk would boot */
 	const char *initrd; /* may be NULL */
 	const char *append; /* kernel command line; may be NULL */
 	const char *const *modules; /* Multiboot: "FILE" or "FILE=string" */

@@ -1,5 +1,6 @@
 #include "machine/micro.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +8,7 @@
 #include "base/log.h"
 #include "boot/acpi.h"
 #include "boot/boot.h"
+#include "boot/disk/disk.h"
 #include "dev/acpi_pm.h"
 #include "dev/debug_exit.h"
 #include "dev/pci/pci.h"
@@ -286,6 +288,31 @@ static bool build_acpi(struct micro *b, gpa_t *rsdp, struct error *err)
 	return acpi_build(m->ram, &c, E820_ROM, E820_ROM_END - E820_ROM, rsdp, err);
 }
 
+/* What the first disk would boot; --append comes behind its command line. */
+static bool load_from_disk(struct micro *b, struct boot_params *p, struct cpu_state *bsp, struct error *err)
+{
+	char cmdline[2 * BOOT_DISK_CMDLINE_MAX];
+	struct boot_disk d;
+	struct boot_blob kernel, initrd;
+	bool ok;
+
+	if (!boot_disk_read(b->blocks[0], ram_size(p->ram), &d, err))
+		return false;
+	if ((size_t)snprintf(cmdline, sizeof(cmdline), "%s%s%s", d.cmdline, p->cmdline ? " " : "", p->cmdline ? p->cmdline : "") <
+	    sizeof(cmdline)) {
+		log_info("boots %s", d.title);
+		p->cmdline = cmdline;
+		kernel = (struct boot_blob){b->blocks[0]->path, d.kernel.data, d.kernel.size};
+		initrd = (struct boot_blob){b->blocks[0]->path, d.initrd.data, d.initrd.size};
+		ok = boot_load_blobs(p, &kernel, initrd.size ? &initrd : NULL, NULL, 0, bsp, err);
+	} else {
+		error_set(err, "--append: too long behind the command line of the disk's entry");
+		ok = error_hint(err, "shorten it, or name the kernel with --kernel");
+	}
+	boot_disk_free(&d);
+	return ok;
+}
+
 static bool micro_load(struct machine *m, struct error *err)
 {
 	static const struct e820_entry reserved[] = {
@@ -315,7 +342,8 @@ static bool micro_load(struct machine *m, struct error *err)
 			return false;
 	}
 	m->engine->ops->get_state(m->engine, 0, &bsp);
-	return boot_load(&p, &bsp, err) && m->engine->ops->set_state(m->engine, 0, &bsp, err);
+	return (p.kernel ? boot_load(&p, &bsp, err) : load_from_disk(m->devices, &p, &bsp, err)) &&
+	       m->engine->ops->set_state(m->engine, 0, &bsp, err);
 }
 
 static void micro_reset(struct machine *m)
