@@ -300,11 +300,12 @@ static bool load_from_disk(struct micro *b, struct boot_params *p, struct cpu_st
 		return false;
 	if ((size_t)snprintf(cmdline, sizeof(cmdline), "%s%s%s", d.cmdline, p->cmdline ? " " : "", p->cmdline ? p->cmdline : "") <
 	    sizeof(cmdline)) {
-		log_info("boots %s", d.title);
 		p->cmdline = cmdline;
 		kernel = (struct boot_blob){b->blocks[0]->path, d.kernel.data, d.kernel.size};
 		initrd = (struct boot_blob){b->blocks[0]->path, d.initrd.data, d.initrd.size};
 		ok = boot_load_blobs(p, &kernel, initrd.size ? &initrd : NULL, NULL, 0, bsp, err);
+		if (ok)
+			log_info("boots %s", d.title);
 	} else {
 		error_set(err, "--append: too long behind the command line of the disk's entry");
 		ok = error_hint(err, "shorten it, or name the kernel with --kernel");

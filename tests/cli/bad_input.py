@@ -4,7 +4,9 @@
 usage: bad_input.py DOPPEL
 """
 import os
+import shutil
 import struct
+import subprocess
 import sys
 
 from harness import Checks, Directory, HANG, guest_exit, guest_print, kernel_directory, one_line_error, out8, run, usable_engines
@@ -27,12 +29,14 @@ def commands_and_options():
     bad(words=["no command", "doppel help"])
     bad("frobnicate", words=["frobnicate"])
     bad("version", "now", words=["now"])
-    bad("run", words=["--kernel"])
+    bad("run", words=["nothing to boot", "--kernel"])
     bad("run", "--kernel", words=["--kernel"])
     bad("run", "--frobnicate", words=["--frobnicate"])
     bad("run", "-x", words=["-x"])
     bad("run", "--no-reboot=1", words=["--no-reboot"])
-    bad("run", "vmlinuz", words=["vmlinuz", "--kernel"])
+    bad("run", "vmlinuz", words=["vmlinuz", "No such file"])
+    bad("run", d.file("a.raw", bytes(65536)), "b.raw", words=["unexpected argument 'b.raw'", "--disk"])
+    bad("run", "--initrd", d / "missing", words=["--kernel"])
     for option, value in (("--cpus", "0"), ("--cpus", "65"), ("--cpus", "two"), ("--cpus", "-1"), ("--engine", "tcg"),
                           ("--cpu", "486"), ("--debug-exit=-4", None), ("--debug-exit=70000", None)):
         bad_run(*[a for a in (option, value) if a is not None], words=[option.split("=")[0]])
@@ -96,6 +100,32 @@ def initrds():
     bad("run", "--engine", "soft", "--kernel", kernel, "-m", "4M", words=["memory"])
 
 
+def disks_to_boot():
+    def none(name, data, *more, words):
+        bad("run", "--engine", "soft", d.file(name, data), *more, words=[name, *words])
+    none("zeros.raw", bytes(1 << 20), words=["nothing to boot", "--kernel"])
+    none("random.raw", os.urandom(1 << 20), words=["nothing to boot", "--kernel"])
+    none("xfs.raw", b"XFSB" + bytes(1 << 20), words=["XFS", "--kernel"])
+    bad("run", "--engine", "soft", "--disk", d / "zeros.raw", words=["zeros.raw", "nothing to boot"])
+    ext = d.file("ext.raw", bytes(4 << 20))
+    mke2fs = shutil.which("mke2fs", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if not mke2fs:
+        print("note: no mke2fs, so no file systems")
+        return
+    os.makedirs(d / "tree/boot/grub")
+    with open(d / "tree/boot/grub/grub.cfg", "wb") as f:
+        f.write(b"menuentry 'a\x1b[2J' { linux /boot/vmlinuz; }")
+    subprocess.run([mke2fs, "-q", "-F", "-d", d / "tree", ext], check=True)
+    bad("run", "--engine", "soft", ext, words=["ext.raw", "/boot/vmlinuz: no such file"])
+    with open(d / "tree/boot/vmlinuz", "wb") as f:
+        f.write(b"not a kernel")
+    subprocess.run([mke2fs, "-q", "-F", "-d", d / "tree", ext], check=True)
+    bad("run", "--engine", "soft", ext, words=["ext.raw", "not a kernel"])
+    bad("run", "--engine", "soft", ext, "--append", "x" * 10000, words=["--append"])
+    r = run(doppel, "run", "--engine", engines[0], "--kernel", good, "--debug-exit", ext)
+    check(r.returncode == 3, "--kernel goes before what is on the disk", r.stderr)
+
+
 def serial():
     bad_run("--serial", "telnet:1", words=["telnet:1"])
     bad_run("--serial", "", words=[])
@@ -146,13 +176,12 @@ def unreadable_kvm():
 
 def output_lost():
     with open("/dev/full", "w") as full:
-        import subprocess
         r = subprocess.run([doppel, "version"], stdout=full, stderr=subprocess.PIPE, text=True)
     one_line_error(check, r, "No space left")
 
 
 engines = usable_engines(doppel, d)
-for group in (commands_and_options, sizes, kernels, initrds, serial, nothing_left, full_disk, unreadable_kvm, output_lost):
+for group in (commands_and_options, sizes, kernels, initrds, disks_to_boot, serial, nothing_left, full_disk, unreadable_kvm, output_lost):
     print(f"# {group.__name__}")
     group()
 d.remove()
