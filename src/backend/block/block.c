@@ -17,6 +17,7 @@ const struct block_format *const block_formats[] = {
 	&block_raw,
 	&block_qcow2,
 	&block_vmdk,
+	&block_nbd,
 	NULL,
 };
 
