@@ -599,6 +599,8 @@ static bool handle_requests(struct soft_vcpu *sv, unsigned req)
 		run_timers(sv);
 		kvmpv_resume(&sv->v, stolen(sv));
 	}
+	if (req & REQ_HOT)
+		cache_promote(sv, sv->hot_block);
 	if (req & REQ_NMI)
 		sv->v.s.nmi_pending = 1;
 	if (req & REQ_INIT) {

@@ -267,13 +267,28 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	}
 }
 
+/* The timer of this thread's CPU time: a block that it finds running is worth a region. */
+static void sample(struct soft_vcpu *sv, uint64_t pc)
+{
+	struct block *b = cache_contains(sv->cache, pc) ? cache_find_host(sv->cache, pc) : NULL;
+
+	time_sample(sv, (const void *)pc);
+	if (!b || b->region || (atomic_load(&sv->requests) & REQ_HOT))
+		return;
+	sv->hot_block = b;
+	sv->hot_flushes = sv->cache->flushes;
+	soft_request(sv, REQ_HOT);
+}
+
 static void on_kick(int sig, siginfo_t *si, void *context)
 {
 	struct soft_vcpu *sv = this_vcpu;
 
-	if (sv && si->si_code == SI_TIMER && si->si_value.sival_ptr == &sv->time)
-		time_sample(sv, (const void *)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
-	else if (sv && si->si_code == SI_TIMER)
+	if (!sv || si->si_code != SI_TIMER)
+		return;
+	if (si->si_value.sival_ptr == &sv->time)
+		sample(sv, (uint64_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+	else
 		soft_request(sv, REQ_TIMER);
 }
 

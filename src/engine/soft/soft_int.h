@@ -114,6 +114,7 @@ struct block {
 	uint64_t jc_vcpus;  /* whose jump caches it was put into */
 	bool dead;
 	bool crossing;
+	bool region;
 	struct block *hash_next;
 	struct block *page_next[2];
 	struct link *incoming;
@@ -152,6 +153,7 @@ struct soft_vcpu;
 #define REQ_SIPI 32u
 #define REQ_PAUSE 64u /* someone stops the world */
 #define REQ_UNHALT 128u
+#define REQ_HOT 256u /* sv->hot_block was seen running */
 
 enum soft_exit_reason {
 	SX_LOOKUP, /* rip = T0: no jump-cache entry */
@@ -236,6 +238,8 @@ struct soft_vcpu {
 		timer_t timer;
 		bool ok;
 	} lapic_timer, device_timer /* of vCPU 0 */;
+	struct block *hot_block; /* while the cache's flushes are hot_flushes */
+	uint32_t hot_flushes;
 	int tid;
 	uint8_t *altstack;
 
@@ -326,6 +330,8 @@ const struct insn_map *cache_insn_at(struct code_cache *c, const struct block *b
 bool cache_contains(const struct code_cache *c, uint64_t host_pc);
 /* Drop everything; stops the world. */
 void cache_flush(struct soft_vcpu *sv);
+/* b is worth a better translation. */
+void cache_promote(struct soft_vcpu *sv, struct block *b);
 /* Drop the blocks of a page; unprotects it. Any thread. */
 void cache_invalidate_page(struct code_cache *c, gpa_t gpa);
 /* len bytes of a page with code were written, not through ram_rw: drops what it must. Any thread. */

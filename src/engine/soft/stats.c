@@ -10,7 +10,7 @@
 #include "engine/soft/cache/cache_int.h"
 #include "engine/soft/soft_int.h"
 
-#define SAMPLE_NS 10000000 /* of CPU time */
+#define SAMPLE_NS 2000000 /* of CPU time */
 
 /* ---- time ---- */
 

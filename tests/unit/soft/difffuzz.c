@@ -652,6 +652,7 @@ static bool one_case(void)
 	if (!build(&t))
 		return true;
 	memcpy(data_native, (void *)(uintptr_t)DATA, DATA_SIZE);
+	rig.sv->cache->all_hot = case_no & 1; /* a region, or a plain block */
 	for (unsigned p = 0; p < CODE_PAGES; p++) {
 		memcpy(ram_ptr(rig.ram, code_gpa[p], PAGE_SIZE), (void *)(uintptr_t)(CODE + p * PAGE_SIZE), PAGE_SIZE);
 		cache_invalidate_page(rig.sv->cache, code_gpa[p]);

@@ -326,6 +326,19 @@ void block_kill_locked(struct code_cache *c, struct block *b)
 }
 
 /* n: page of RAM */
+void cache_promote(struct soft_vcpu *sv, struct block *b)
+{
+	struct code_cache *c = sv->cache;
+	unsigned i = cache_hot_index(b->gpa);
+
+	cache_lock(c);
+	if (c->flushes == sv->hot_flushes && !b->dead && !b->region) {
+		c->hot[i >> 3] |= (uint8_t)(1u << (i & 7));
+		block_kill_locked(c, b);
+	}
+	cache_unlock(c);
+}
+
 static void invalidate_locked(struct code_cache *c, uint64_t n)
 {
 	struct soft_engine *e = c->engine;

@@ -24,6 +24,7 @@
 #define BLOCK_HASH 65536
 #define STEP_HASH 4096
 #define SEEN_HASH 65536
+#define HOT_HASH 65536
 /* Each protected page may split the guest's RAM view into two more mappings; the host's default limit is 65,530. */
 #define MAX_PROTECTED 16000
 
@@ -88,6 +89,8 @@ struct code_cache {
 	uint8_t seen[SEEN_HASH / 8]; /* linear pages with code, hashed: false positives only cost a flush */
 	bool flush_wanted;
 	uint64_t smc, invalidations;
+	uint8_t hot[HOT_HASH / 8]; /* guest-physical addresses whose code is worth a region, hashed */
+	bool all_hot;        /* of tests */
 	bool misaligned_sse; /* the host has MXCSR.MM: aligned SSE forms may be told not to fault */
 };
 
@@ -101,6 +104,14 @@ static inline struct site *site_of(struct soft_vcpu *sv, gpa_t gpa)
 	struct code_cache *c = sv->cache;
 
 	return &c->sites[(gpa ^ (gpa >> 12)) & (ARRAY_LEN(c->sites) - 1)];
+}
+
+static inline unsigned cache_hot_index(gpa_t gpa) { return (unsigned)((gpa * UINT64_C(0x9e3779b97f4a7c15)) >> 48); }
+static inline bool cache_is_hot(const struct code_cache *c, gpa_t gpa)
+{
+	unsigned i = cache_hot_index(gpa);
+
+	return c->all_hot || (c->hot[i >> 3] & (1u << (i & 7)));
 }
 
 struct block *cache_lookup_locked(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags);

@@ -45,7 +45,7 @@ void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at)
 	struct link *l = &t->c->links[t->c->nlinks++];
 
 	*l = (struct link){.target = target, .from = t->b, .patch_off = rel32_at};
-	t->links[t->nlinks++].l = l;
+	t->links[t->nlinks++] = l;
 }
 
 static void emit_thunk(struct trans *t, struct link *l)
@@ -69,10 +69,29 @@ static void emit_thunk(struct trans *t, struct link *l)
 	l->thunk_jmp_off = e_jmp_link(e);
 }
 
+bool trans_forward_ok(const struct trans *t, uint64_t target)
+{
+	return t->region && target >= t->next && target - t->b->pc < MAX_BLOCK_CODE - 2 * INSN_MAX_LEN && t->nforward < MAX_FORWARD &&
+	       !trans_linear_page_differs(t, target) && (target & (PAGE_SIZE - 1)) <= PAGE_SIZE - INSN_MAX_LEN;
+}
+
+void trans_forward(struct trans *t, uint64_t target, uint32_t rel32_at)
+{
+	struct forward *f = &t->forward[t->nforward++];
+
+	f->pc = target;
+	f->rel32_at = rel32_at;
+	memcpy(f->residue, t->residue, sizeof(f->residue));
+}
+
 void trans_finish(struct trans *t)
 {
 	struct emit *e = &t->e;
 
+	for (unsigned i = 0; i < t->nforward; i++) { /* places that were not reached */
+		e_patch32(e, t->forward[i].rel32_at, e_off(e));
+		trans_goto(t, t->forward[i].pc, e_jmp_link(e));
+	}
 	for (unsigned i = 0; i < t->nool; i++) {
 		e_patch32(e, t->ool[i].rel32_at, e_off(e));
 		t->dirty = t->ool[i].dirty;
@@ -80,7 +99,7 @@ void trans_finish(struct trans *t)
 		exit_to(t, t->ool[i].pc, t->c->exit_slow);
 	}
 	for (unsigned i = 0; i < t->nlinks; i++) {
-		struct link *l = t->links[i].l;
+		struct link *l = t->links[i];
 
 		l->stub_off = e_off(e);
 		e_patch32(e, l->patch_off, l->stub_off);
@@ -162,20 +181,57 @@ static bool load_rm(struct trans *t, const struct insn *in, unsigned width)
 
 static void jump(struct trans *t, uint64_t target)
 {
+	t->ended = true;
+	if (trans_forward_ok(t, target)) {
+		trans_forward(t, target, e_jmp(&t->e));
+		return;
+	}
 	if (target <= t->pc)
 		trans_poll(t);
 	trans_goto(t, target, e_jmp_link(&t->e));
-	t->ended = true;
 }
 
-static void jump_indirect(struct trans *t)
+static void poll_region(struct trans *t)
 {
-	e8(&t->e, 0x4c); /* lea r9, [rip + 0]: says where it was when the target is not canonical */
+	if (t->region)
+		trans_poll(t);
+}
+
+/* Says where it was, in T2, when the target (T0) is not canonical. */
+static void look_up_target(struct trans *t)
+{
+	e8(&t->e, 0x4c); /* lea r9, [rip + 0] */
 	e8(&t->e, 0x8d);
 	e8(&t->e, 0x0d);
 	e32(&t->e, 0);
 	e_jmp_to(&t->e, t->c->indirect);
+}
+
+/*
+ * To the guest pc in T0. A region looks into the jump cache's first place itself: its jump has its own branch prediction. It has
+ * polled at the instruction's begin (poll_region), as rsp has moved now.
+ */
+static void jump_indirect(struct trans *t)
+{
+	struct emit *e = &t->e;
+	uint32_t hit;
+
 	t->ended = true;
+	if (!t->region) {
+		look_up_target(t);
+		return;
+	}
+	e_mov(e, T2, R_CX);
+	e_pext(e, T1, T0, GS(mask_jc));
+	e_load_gs_index(e, R_CX, T1, -JC_NEG_OFF);
+	e_lea(e, 1, R_CX, R_CX, T0, 0, 0);
+	hit = e_jrcxz(e, 8);
+	e_mov(e, R_CX, T2);
+	look_up_target(t);
+	e_patch8(e, hit);
+	e_mov(e, R_CX, T2);
+	e8(e, 0x65); /* jmp gs:[T1 * 8 + JC_HOST] */
+	e_op_mem(e, 0, 0xff, 4, -1, T1, 3, -JC_HOST_OFF);
 }
 
 static uint64_t branch_target(const struct trans *t, const struct insn *in)
@@ -194,10 +250,18 @@ static void jcc(struct trans *t, const struct insn *in)
 {
 	uint64_t target = branch_target(t, in);
 
-	trans_forget(t); /* trans_prepare has spilled */
-	if (target <= t->pc || t->next <= t->pc)
+	/* trans_prepare has spilled: nothing is dirty */
+	if (target <= t->pc || t->next <= t->pc) {
+		t->cached &= (uint8_t)~(1u << (T1 - T2));
 		trans_poll(t);
-	trans_goto(t, target, e_jcc_link(&t->e, in->cc));
+	}
+	if (trans_forward_ok(t, target))
+		trans_forward(t, target, e_jcc(&t->e, in->cc));
+	else
+		trans_goto(t, target, e_jcc_link(&t->e, in->cc));
+	if (t->region && t->next > t->pc)
+		return;
+	trans_forget(t);
 	trans_goto(t, t->next, e_jmp_link(&t->e));
 	t->ended = true;
 }
@@ -225,8 +289,11 @@ static bool call(struct trans *t, const struct insn *in, unsigned width)
 	struct operand op;
 	uint64_t target = branch_target(t, in);
 
-	if (in->kind == INSN_CALL_IND && !load_rm(t, in, width))
-		return false;
+	if (in->kind == INSN_CALL_IND) {
+		poll_region(t);
+		if (!load_rm(t, in, width))
+			return false;
+	}
 	if (in->kind == INSN_CALL_REL && target <= t->pc)
 		trans_poll(t);
 	push_op(t, width, &op);
@@ -245,6 +312,7 @@ static void ret(struct trans *t, const struct insn *in, unsigned width)
 {
 	struct operand op;
 
+	poll_region(t);
 	trans_stack(t, R_SP, 0, width, &op);
 	load(t, width, T0, &op);
 	add_sp(t, (int32_t)width + (in->kind == INSN_RET_IMM ? (int32_t)(uint16_t)in->imm : 0));
@@ -562,7 +630,7 @@ static bool sti(struct trans *t, const struct insn *in, const uint8_t *bytes)
 {
 	struct insn next;
 
-	if (!(t->hflags & HF_IOPL_OK) || t->b->ninsn > MAX_BLOCK_INSNS - 4 || (t->next & (PAGE_SIZE - 1)) > PAGE_SIZE - 2 * INSN_MAX_LEN ||
+	if (!(t->hflags & HF_IOPL_OK) || t->b->ninsn > (t->region ? MAX_BLOCK_INSNS : MAX_PLAIN_INSNS) - 4u || (t->next & (PAGE_SIZE - 1)) > PAGE_SIZE - 2 * INSN_MAX_LEN ||
 	    trans_linear_page_differs(t, t->next))
 		return false;
 	if (insn_decode(bytes + in->len, INSN_MAX_LEN, t->mode, &next) != DECODE_OK || trans_is_branch(&next))
@@ -590,7 +658,10 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 	case INSN_JCXZ: case INSN_LOOP: case INSN_LOOPE: case INSN_LOOPNE:
 		return branch_is_fast(t, in) && loop_or_jcxz(t, in);
 	case INSN_JMP_IND:
-		if (!branch_is_fast(t, in) || !load_rm(t, in, t->mode == MODE_64 ? 8 : 4))
+		if (!branch_is_fast(t, in))
+			return false;
+		poll_region(t);
+		if (!load_rm(t, in, t->mode == MODE_64 ? 8 : 4))
 			return false;
 		jump_indirect(t);
 		return true;

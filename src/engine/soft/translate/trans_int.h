@@ -7,16 +7,26 @@
 
 #include "engine/soft/translate/emit.h"
 
-#define MAX_BLOCK_INSNS 48
-#define MAX_BLOCK_LINKS 3
+/* Instructions of a block, and of a region: see translate.c. */
+#define MAX_PLAIN_INSNS 48
+#define MAX_BLOCK_INSNS 128
+#define MAX_BLOCK_LINKS 64
+#define MAX_FORWARD 32
 #define MAX_BLOCK_CODE ((MAX_BLOCK_INSNS + 2) * 16)
 /* Room that one block may need at most, and one instruction with its out-of-line part. */
-#define MAX_BLOCK_BYTES 16384
+#define MAX_BLOCK_BYTES 32768
 
 struct out_of_line { /* crossing access: leave for the slow path */
 	uint32_t rel32_at;
 	uint64_t pc;
 	uint8_t dirty;
+};
+
+/* A branch to a place further on in the same region. */
+struct forward {
+	uint64_t pc;
+	uint32_t rel32_at;
+	uint8_t residue[16];
 };
 
 struct trans {
@@ -30,14 +40,9 @@ struct trans {
 	uint64_t next;     /* of the one after it */
 	gpa_t gpa;         /* of the current instruction */
 	uint64_t code_base; /* CS base: linear address = code_base + pc */
-	struct out_of_line ool[MAX_BLOCK_INSNS * 3];
-	unsigned nool;
-	struct { struct link *l; } links[MAX_BLOCK_LINKS];
-	unsigned nlinks;
+	unsigned nool, nlinks, ncode, nforward;
 	bool ended;
-	/* The guest's bytes from the block's start on, read once: other vCPUs may write them meanwhile. */
-	uint8_t code[MAX_BLOCK_CODE];
-	unsigned ncode;
+	bool region;       /* goes on behind branches */
 	/* regs.c */
 	uint8_t cached, dirty; /* of guest r9-r11: a bit each */
 	uint8_t pending;       /* written by the current instruction */
@@ -45,6 +50,13 @@ struct trans {
 	bool direct;           /* the current instruction's r9-r11 are in the host's */
 	uint8_t ra, re, rx;    /* its scratch registers: addend, address, check; NO_REG: none */
 	unsigned irq_poll; /* 1: emit the poll at the start of the instruction after the next (STI), 2: now */
+
+	/* Not cleared at the start. */
+	struct out_of_line ool[MAX_BLOCK_INSNS * 3];
+	struct link *links[MAX_BLOCK_LINKS];
+	struct forward forward[MAX_FORWARD];
+	/* The guest's bytes from the block's start on, read once: other vCPUs may write them meanwhile. */
+	uint8_t code[MAX_BLOCK_CODE];
 };
 
 /* A memory operand made ready: [base + index + disp] is the host address. */
@@ -88,6 +100,9 @@ bool trans_is_branch(const struct insn *in);
 bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes);
 void trans_poll(struct trans *t); /* safepoint */
 void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at); /* make a link for the branch at rel32_at */
+/* A branch of a region that can be led to a place further on in it. */
+bool trans_forward_ok(const struct trans *t, uint64_t target);
+void trans_forward(struct trans *t, uint64_t target, uint32_t rel32_at);
 /* v.s.rflags without the flag that the mask at GS leaves out, plus `add`. Host flags stay. */
 void trans_change_flag(struct trans *t, int32_t mask, int32_t add);
 void trans_slow_exit(struct trans *t);

@@ -124,20 +124,74 @@ static void read_code(struct trans *t, const uint8_t *from, unsigned at, unsigne
 
 	if (t->ncode >= want)
 		return;
-	n = (unsigned)min_u64(t->ncode + READ_AHEAD, limit) - t->ncode;
+	n = (unsigned)min_u64(at + READ_AHEAD, limit) - t->ncode;
 	memcpy(t->code + t->ncode, from + t->ncode, n);
 	t->ncode += n;
 }
 
+/* Branches of this region lead to t->pc: registers and residues as all who come here have them. */
+static void bind_forward(struct trans *t)
+{
+	bool here = false;
+
+	for (unsigned i = 0; i < t->nforward; i++)
+		here |= t->forward[i].pc == t->pc;
+	if (!here)
+		return;
+	trans_forget(t);
+	for (unsigned i = 0; i < t->nforward;) {
+		struct forward *f = &t->forward[i];
+
+		if (f->pc != t->pc) {
+			i++;
+			continue;
+		}
+		for (unsigned r = 0; r < 16; r++)
+			if (t->ended)
+				t->residue[r] = f->residue[r];
+			else if (t->residue[r] != f->residue[r])
+				t->residue[r] = NO_RESIDUE;
+		t->ended = false;
+		e_patch32(&t->e, f->rel32_at, e_off(&t->e));
+		*f = t->forward[--t->nforward];
+	}
+}
+
+/* Code ends at t->pc; go on at the next place that a branch leads to. */
+static void next_forward(struct trans *t)
+{
+	uint64_t pc = UINT64_MAX;
+
+	for (unsigned i = 0; i < t->nforward; i++)
+		if (t->forward[i].pc >= t->pc && t->forward[i].pc < pc)
+			pc = t->forward[i].pc;
+	if (pc == UINT64_MAX)
+		return;
+	t->gpa += pc - t->pc;
+	t->pc = pc;
+	t->b->guest_len = (uint16_t)(pc - t->b->pc);
+	t->irq_poll = 0;
+}
+
+/*
+ * A block ends with its first branch. A region (of code that was seen running: see sample in signal.c) goes on behind it, and behind
+ * jumps where branches lead to, in the guest's order: forward branches inside are direct, what is not taken runs through.
+ */
 static void translate_page(struct trans *t, const uint8_t *page)
 {
 	unsigned off = t->gpa & (PAGE_SIZE - 1), limit = (unsigned)min_u64(PAGE_SIZE - off, MAX_BLOCK_CODE);
 
-	while (!t->ended && t->b->ninsn < MAX_BLOCK_INSNS) {
-		unsigned at = t->b->guest_len;
+	while (t->b->ninsn < (t->region ? MAX_BLOCK_INSNS : MAX_PLAIN_INSNS)) {
+		unsigned at;
 
+		if (t->ended)
+			next_forward(t);
+		bind_forward(t);
+		at = t->b->guest_len;
+		if (t->ended || at >= limit || t->nlinks + t->nforward + 4 > MAX_BLOCK_LINKS) /* one instruction adds two, the end one */
+			break;
 		read_code(t, page + off, at, limit);
-		if (at >= limit || !append(t, t->code + at, limit - at))
+		if (!append(t, t->code + at, limit - at))
 			break;
 	}
 	if (!t->ended)
@@ -184,7 +238,7 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 {
 	struct code_cache *c = sv->cache;
 	struct cpu_state *s = &sv->v.s;
-	struct trans t = {.sv = sv, .c = c, .hflags = sv->hflags, .mode = vcpu_mode(&sv->v), .pc = pc, .gpa = gpa};
+	struct trans t;
 	const uint8_t *page = ram_ptr(sv->v.cfg->ram, gpa & ~(PAGE_SIZE - 1), PAGE_SIZE);
 	struct block *b;
 
@@ -195,10 +249,19 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 	if (!cache_watch_locked(c, gpa))
 		return NULL;
 	c->used = (c->used + 15) & ~15ul;
-	b = t.b = &c->blocks[c->nblocks];
+	b = &c->blocks[c->nblocks];
 	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap,
 			     .mapping = cache_mapping_locked(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
+	memset(&t, 0, offsetof(struct trans, ool));
+	t.sv = sv;
+	t.c = c;
+	t.b = b;
+	t.hflags = sv->hflags;
+	t.mode = vcpu_mode(&sv->v);
+	t.pc = pc;
+	t.gpa = gpa;
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
+	t.region = b->region = t.mode == MODE_64 && cache_is_hot(c, gpa);
 	memset(t.residue, NO_RESIDUE, sizeof(t.residue));
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
 	translate_page(&t, page);
@@ -206,6 +269,7 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 		t.e.p = c->rw + c->used;
 		c->nlinks -= t.nlinks;
 		t.nlinks = 0;
+		t.region = b->region = false;
 		t.ended = false;
 		if (!translate_crossing(&t, page))
 			return NULL;
@@ -234,7 +298,7 @@ static unsigned step_hash(const struct insn *in, const uint8_t *bytes)
 void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct code_cache *c = sv->cache;
-	struct trans t = {.sv = sv, .c = c, .hflags = sv->hflags, .mode = in->mode};
+	struct trans t;
 	struct operand op = {.base = T0, .index = -1, .disp = 0, .free0 = T2, .free1 = T1};
 	unsigned h = step_hash(in, bytes);
 	struct step_stub *s;
@@ -254,6 +318,11 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	*s = (struct step_stub){.len = in->len, .mode = in->mode, .host_off = (uint32_t)c->used, .next = c->steps[h]};
 	memcpy(s->bytes, bytes, in->len);
 	c->steps[h] = s;
+	memset(&t, 0, offsetof(struct trans, ool));
+	t.sv = sv;
+	t.c = c;
+	t.hflags = sv->hflags;
+	t.mode = in->mode;
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
 	if (in->kind == INSN_MASKMOV)
 		trans_maskmov(&t, in, bytes);
