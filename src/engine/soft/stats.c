@@ -3,6 +3,7 @@
  * signal handlers) write; other threads read them as they are.
  */
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -141,5 +142,5 @@ void soft_stats_put(struct engine *eng, unsigned vcpu, const struct counter_sink
 	}
 	counter_put(out, "code_cache.size", "bytes", true, c->size, "memory for translated code");
 	counter_put(out, "code_cache.used", "bytes", true, __atomic_load_n(&c->used, __ATOMIC_RELAXED), "of it, in use");
-	counter_put(out, "code_cache.blocks", "", true, __atomic_load_n(&c->nblocks, __ATOMIC_RELAXED), "translated blocks in it");
+	counter_put(out, "code_cache.blocks", "", true, atomic_load_explicit(&c->nblocks, memory_order_relaxed), "translated blocks in it");
 }
