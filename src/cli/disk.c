@@ -380,16 +380,29 @@ static bool bad_option(const struct command *c, int opt, char **argv, struct err
 	return error_hint(err, "see doppel disk --help");
 }
 
-/* "-5G" of resize is a size, not an option. */
+/* "-5G" of resize is a size, not an option: it goes to the end, behind what getopt sees. */
+static bool take_minus_size(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		char *size = argv[i];
+
+		if (size[0] != '-' || size[1] < '0' || size[1] > '9')
+			continue;
+		memmove(argv + i, argv + i + 1, (size_t)(argc - 1 - i) * sizeof(*argv));
+		argv[argc - 1] = size;
+		return true;
+	}
+	return false;
+}
+
 static bool parse(struct disk_args *a, const struct command *c, int argc, char **argv, struct error *err)
 {
-	bool resizes = c->fn == disk_resize;
-	char *last = resizes && argc > 2 && argv[argc - 1][0] == '-' && argv[argc - 1][1] >= '0' && argv[argc - 1][1] <= '9' ? argv[argc - 1] : NULL;
+	bool last = c->fn == disk_resize && take_minus_size(argc, argv);
 	int opt;
 
 	opterr = 0;
 	optind = 1;
-	argc -= last != NULL;
+	argc -= last;
 	while ((opt = getopt_long(argc, argv, ":f:O:o:B:cq", long_options, NULL)) != -1) {
 		if (opt == '?' || opt == ':')
 			return bad_option(c, opt, argv, err);
@@ -397,7 +410,7 @@ static bool parse(struct disk_args *a, const struct command *c, int argc, char *
 			return false;
 	}
 	a->names = argv + optind;
-	a->n = argc - optind + (last != NULL);
+	a->n = argc - optind + last;
 	if (a->help || (a->n >= c->min && a->n <= c->max))
 		return true;
 	error_set(err, "disk %s: %sneeds %s", c->name, a->n < c->min ? "" : "too many arguments: ", c->needs);
