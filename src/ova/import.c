@@ -18,6 +18,7 @@
 #include "ova/ova_int.h"
 
 #define READ_BLOCK (256 * KIB)
+#define NOTES_MAX 16u
 
 struct member {
 	char name[OVA_NAME_MAX + 1];
@@ -37,6 +38,8 @@ struct importer {
 	struct manifest *manifest; /* NULL: none yet */
 	unsigned nmembers;         /* the first is the .ovf */
 	struct member members[OVA_MEMBERS_MAX];
+	unsigned nnotes;
+	char notes[NOTES_MAX][256];
 };
 
 static bool bad(struct importer *i, const char *fmt, const char *what)
@@ -48,13 +51,24 @@ static bool bad(struct importer *i, const char *fmt, const char *what)
 	return error_hint(i->err, "it is damaged or is no OVA; fetch it again");
 }
 
-static void note(const struct importer *i, const char *line, const char *what)
+/* Told when all has gone well: an error is one line. */
+static void note(struct importer *i, const char *line, const char *what)
 {
-	char text[256];
+	if (i->nnotes < NOTES_MAX)
+		snprintf(i->notes[i->nnotes++], sizeof(i->notes[0]), "%s%s%.128s", line, what ? " " : "", what ? what : "");
+}
 
-	snprintf(text, sizeof(text), "%s%s%.128s", line, what ? " " : "", what ? what : "");
-	if (i->job->note)
-		i->job->note(i->job->ctx, text);
+/* An error of an unpacked disk names the disk as the archive does. */
+static bool disk_failed(struct importer *i, const char *path, const char *href)
+{
+	char was[512], prefix[PATH_MAX + 16];
+
+	snprintf(prefix, sizeof(prefix), "disk %s: ", path);
+	snprintf(was, sizeof(was), "%s", i->err->msg);
+	if (strncmp(was, prefix, strlen(prefix)))
+		return false;
+	error_set(i->err, "%s: disk %s: %s", i->path, href, was + strlen(prefix));
+	return error_hint(i->err, "the archive is damaged; fetch it again");
 }
 
 static bool has_suffix(const char *name, const char *suffix)
@@ -359,7 +373,7 @@ static bool convert(struct importer *i, unsigned d, const char *to)
 			return false;
 		from.path = path;
 		src = block_open(&from, i->err);
-		ok = src && check_source(i, src, o->href);
+		ok = src ? check_source(i, src, o->href) : disk_failed(i, path, o->href);
 		create.size = src ? src->size : 0;
 		if (ok && src->size != o->capacity)
 			note(i, "the size of a disk in the OVF differs from its image's, which counts:", o->href);
@@ -412,6 +426,8 @@ bool ova_import(const char *path, const char *dir, struct ova_machine *m, struct
 	ok = read_archive(i) && verify(i) && convert_all(i);
 	if (ok && i->ovf.ignored[0])
 		note(i, "the machine has a device that is left out:", i->ovf.ignored);
+	for (unsigned k = 0; k < i->nnotes && ok && job->note; k++)
+		job->note(job->ctx, i->notes[k]);
 	if (ok)
 		*m = i->ovf.machine;
 	free(i->ovf_text);
