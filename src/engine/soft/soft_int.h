@@ -334,8 +334,8 @@ void cache_flush(struct soft_vcpu *sv);
 void cache_promote(struct soft_vcpu *sv, struct block *b);
 /* Drop the blocks of a page; unprotects it. Any thread. */
 void cache_invalidate_page(struct code_cache *c, gpa_t gpa);
-/* len bytes of a page with code were written, not through ram_rw: drops what it must. Any thread. */
-void cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len);
+/* len bytes of a page with code were written, not through ram_rw: drops what it must. True: the page's blocks. Any thread. */
+bool cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len);
 bool cache_code_page_seen(struct code_cache *c, uint64_t page); /* a block was made from this linear page since the last flush */
 
 /* DF is kept in v.s.rflags, never in the host's: these two natives are not run as such. */

@@ -322,10 +322,8 @@ void block_kill_locked(struct code_cache *c, struct block *b)
 	b->incoming = NULL;
 	for (uint64_t left = b->jc_vcpus; left; left &= left - 1)
 		jc_remove(c->engine->vcpus[__builtin_ctzll(left)], b->pc);
-	c->invalidations++;
 }
 
-/* n: page of RAM */
 void cache_promote(struct soft_vcpu *sv, struct block *b)
 {
 	struct code_cache *c = sv->cache;
@@ -339,14 +337,15 @@ void cache_promote(struct soft_vcpu *sv, struct block *b)
 	cache_unlock(c);
 }
 
-static void invalidate_locked(struct code_cache *c, uint64_t n)
+/* n: page of RAM. False: it was not watched. */
+static bool invalidate_locked(struct code_cache *c, uint64_t n)
 {
 	struct soft_engine *e = c->engine;
 	struct code_page *p = &c->pages[n];
 	struct block *b = p->blocks, *next;
 
 	if (!e->watch[n])
-		return;
+		return false;
 	for (; b; b = next) {
 		/* a crossing block hangs in two lists: which link is this page's? */
 		unsigned which = b->crossing && ram_page(c, b->gpa) != n;
@@ -361,7 +360,7 @@ static void invalidate_locked(struct code_cache *c, uint64_t n)
 	__atomic_store_n(&e->watch[n], 0, __ATOMIC_SEQ_CST);
 	if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ | PROT_WRITE))
 		c->flush_wanted = true;
-	c->smc++;
+	return true;
 }
 
 void cache_invalidate_page(struct code_cache *c, gpa_t gpa)
@@ -371,19 +370,19 @@ void cache_invalidate_page(struct code_cache *c, gpa_t gpa)
 	cache_unlock(c);
 }
 
-void cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len)
+bool cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len)
 {
 	uint64_t n = ram_page(c, gpa);
 	struct code_page *p = &c->pages[n];
 	unsigned first = (gpa & (PAGE_SIZE - 1)) / 64, last = ((gpa & (PAGE_SIZE - 1)) + len - 1) / 64;
-	bool hit = false;
+	bool hit = false, dropped;
 
 	cache_lock(c);
 	for (unsigned i = first; i <= last && i < 64; i++)
 		hit |= !!(p->chunks & BIT(i));
-	if (hit || !p->blocks || ++p->spared > SPARE_LIMIT)
-		invalidate_locked(c, n);
+	dropped = (hit || !p->blocks || ++p->spared > SPARE_LIMIT) && invalidate_locked(c, n);
 	cache_unlock(c);
+	return dropped;
 }
 
 static void flush_locked(struct code_cache *c)

@@ -88,7 +88,6 @@ struct code_cache {
 	struct site sites[4096];
 	uint8_t seen[SEEN_HASH / 8]; /* linear pages with code, hashed: false positives only cost a flush */
 	bool flush_wanted;
-	uint64_t smc, invalidations;
 	uint8_t hot[HOT_HASH / 8]; /* guest-physical addresses whose code is worth a region, hashed */
 	bool all_hot;        /* of tests */
 	bool misaligned_sse; /* the host has MXCSR.MM: aligned SSE forms may be told not to fault */

@@ -195,8 +195,10 @@ void mmu_host_wrote(struct vcpu *v, const void *host, unsigned len)
 	uint64_t off = (uint64_t)((const uint8_t *)host - (const uint8_t *)ram_view(e->cfg.ram));
 
 	atomic_thread_fence(memory_order_seq_cst);
-	if (__atomic_load_n(&e->watch[off >> PAGE_SHIFT], __ATOMIC_RELAXED))
-		cache_code_write(e->cache, ram_gpa(e->cfg.ram, off), len);
+	if (!__atomic_load_n(&e->watch[off >> PAGE_SHIFT], __ATOMIC_RELAXED))
+		return;
+	soft_vcpu(v)->stats.smc++;
+	soft_vcpu(v)->stats.invalidations += cache_code_write(e->cache, ram_gpa(e->cfg.ram, off), len);
 }
 
 bool mmu_write(struct vcpu *v, gva_t la, const void *buf, unsigned len, unsigned flags)

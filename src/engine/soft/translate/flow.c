@@ -415,6 +415,7 @@ void trans_pause(struct trans *t)
 	struct emit *e = &t->e;
 	uint32_t zero, on;
 
+	trans_forget(t);
 	e_mov(e, T0, R_CX);
 	e_load_gs(e, R_CX, GS(pauses));
 	e_lea(e, 1, R_CX, R_CX, -1, 0, -1);
