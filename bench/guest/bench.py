@@ -16,6 +16,7 @@ too. A job whose output differs from the native one has failed, and has no figur
 import argparse
 import copy
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -51,7 +52,7 @@ def arguments():
     p.add_argument("--json", type=pathlib.Path, help="write all samples to this file")
     p.add_argument("--output", type=pathlib.Path, help="write guest.md, guest.json and guest.svg into this folder")
     p.add_argument("--idle", type=float, default=IDLE, help="seconds of idling measured for --output")
-    p.add_argument("--counters", help="a command that prints counters of the process {pid}, after all jobs; goes into guest.json")
+    p.add_argument("--counters", action="store_true", help="show what `doppel stat` counted during each job, and keep it in the samples")
     p.add_argument("--list", action="store_true")
     return p.parse_args()
 
@@ -67,6 +68,10 @@ def select(a):
     return [j for j in jobs.JOBS if j.name in wanted or j.row in wanted]
 
 
+def vm_name():
+    return f"bench-{os.getpid()}"
+
+
 def commands(a, where):
     """engine -> command line."""
     kernel = None
@@ -75,7 +80,7 @@ def commands(a, where):
     initrd, append = where / "initrd", f"console=ttyS0 quiet panic=-1 {a.append}"
     them = {
         "native": worker.native(where / "root", a.cpus),
-        "soft": worker.soft(a.doppel, kernel, initrd, a.cpus, append, a.option),
+        "soft": worker.soft(a.doppel, kernel, initrd, a.cpus, append, ["--name", vm_name(), *a.option]),
         "kvm": worker.kvm(a.doppel, kernel, initrd, a.cpus, append, a.option),
         "tcg": worker.tcg(kernel, initrd, a.cpus, append),
     }
@@ -93,9 +98,8 @@ def after(a, workers):
         except worker.Failure as e:
             print(f"  idle: {e}", flush=True)
             continue
-        if a.counters and engine == "soft":
-            done = subprocess.run(a.counters.replace("{pid}", str(w.process.pid)), shell=True, stdout=subprocess.PIPE, text=True)
-            found[engine]["counters"] = done.stdout
+        if engine == "soft":
+            found[engine]["counters"] = worker.counters(a.doppel, vm_name())
     return found
 
 
@@ -147,7 +151,12 @@ class Run:
         try:
             if self.a.pause:
                 input(f"{engine}: {job.name}: process {w.process.pid}; Enter starts it ")
+            counted = worker.counters(self.a.doppel, vm_name()) if self.a.counters and engine == "soft" else {}
             sample = w.run(job.command)
+            if counted:
+                now = worker.counters(self.a.doppel, vm_name())
+                sample["counters"] = {k: v - counted.get(k, 0) for k, v in now.items() if k.startswith("total.") and v != counted.get(k, 0)}
+                print(f"  {job.name}: " + ", ".join(f"{k[6:]} {v}" for k, v in sample["counters"].items()), flush=True)
             if self.a.pause:
                 input(f"{engine}: {job.name}: done, {sample['s']:.2f} s; Enter goes on ")
         except worker.Failure as e:

@@ -31,6 +31,7 @@ def arguments():
     p.add_argument("--shell", action="store_true", help="JOB is a command")
     p.add_argument("--doppel", default=ROOT / "build/doppel", type=pathlib.Path)
     p.add_argument("--option", action="append", default=[], help="one more option of doppel run")
+    p.add_argument("--before", default="", help="jobs that run before, unprofiled, in the same virtual machine")
     p.add_argument("--warm", type=int, default=0, help="runs of the job before the profiled one")
     p.add_argument("--frequency", type=int, default=4000)
     p.add_argument("--functions", type=int, default=25, help="how many functions of the VMM are shown")
@@ -161,6 +162,8 @@ def translated(pid, addresses, total, places):
 def profile(a, name, command, contender):
     w = worker.Worker("soft", contender, 300)
     try:
+        for earlier in filter(None, a.before.split(",")):
+            w.run(jobs.BY_NAME[earlier].command)
         for _ in range(a.warm):
             w.run(command)
         with tempfile.NamedTemporaryFile(suffix=".perf") as data:

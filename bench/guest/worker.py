@@ -1,4 +1,5 @@
 """Where jobs run: natively in the image's tree, or in a virtual machine; a process that has the job driver at the other end of its pipes."""
+import json
 import os
 import pathlib
 import re
@@ -49,11 +50,26 @@ def cpu_ns(pid):
     return total
 
 
+def counters(doppel, name):
+    """Sums of `doppel stat`, flat: dotted name -> number. Empty where there are none."""
+    done = subprocess.run([doppel, "stat", "--format", "json", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def flat(value, prefix):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from flat(inner, f"{prefix}.{key}" if prefix else key)
+        elif isinstance(value, (int, float)):
+            yield prefix, value
+    return dict(flat(json.loads(done.stdout), "")) if done.returncode == 0 else {}
+
+
 class Worker:
     """One run of the job driver."""
 
     def __init__(self, name, command, limit):
         self.name, self.limit, self.seen, self.started = name, limit, b"", time.monotonic()
+        # It ends with this process, however that ends.
+        command = ["setpriv", "--pdeathsig", "KILL", *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         self.errors, self.at = "", 0
         self.init_s = None
