@@ -140,6 +140,28 @@ def serial():
     bad_run("--virtio-console", "nonsense", words=["nonsense"])
 
 
+def networks():
+    import socket
+    for spec in ("", "bogus", "user,bogus", "user,bogus=1", "user,hostfwd", "user,hostfwd=", "user,hostfwd=tcp:22", "user,hostfwd=sctp::1:2",
+                 "user,hostfwd=tcp::0:22", "user,hostfwd=tcp::65536:22", "user,hostfwd=tcp::2222:0", "user,hostfwd=tcp:localhost:2222:22",
+                 "user,hostfwd=tcp::2222:22:22", "user,restrict=maybe", "user,net=10.0.2.0", "user,net=10.0.2.1/24", "user,net=10.0.2.0/31",
+                 "user,dns=10.0.3.3", "user,host=1.2.3", "user,queues=2", "user,bps=", "user,bps=10X", "user,bps=-1", "user,bps=99999999G",
+                 "user,mtu=100", "user,mtu=65536", "user,mac=01:00:00:00:00:00", "user,mac=2:3", "user,mac=zz:00:00:00:00:00", "user," + "x" * 5000,
+                 "null,hostfwd=tcp::2222:22", "tap:", "tap:a/b", "tap:a-name-that-is-too-long", "tap:x,queues=9", "link:", "link:" + "x" * 200):
+        bad_run("--net", spec, words=["--net"])
+    bad_run("--net", "link:" + d / "no/such/cable", words=["No such file"])
+    bad_run("--net", "link:" + d.file("taken-too", b"not a socket"), words=["taken-too"])
+    check(open(d / "taken-too", "rb").read() == b"not a socket", "a file in the place of the cable is left alone")
+    os.unlink(d / "taken-too")
+    bad_run(*["--net", "null"] * 9, words=["more than 8"])
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+        bad_run("--net", f"user,hostfwd=tcp:127.0.0.1:{port}:22", words=[str(port), "in use"])
+        bad_run("--net", "link:" + d / "left-cable", "--net", f"user,hostfwd=tcp::{port}:22", words=[str(port), "in use"])
+    check(not os.path.exists(d / "left-cable"), "a failed start leaves no cable")
+    bad_run("--net", "user,hostfwd=tcp:192.0.2.77:2222:22", words=["192.0.2.77"])
+
+
 def nothing_left():
     before = set(os.listdir(d.path))
     bad("run", "--engine", "soft", "--kernel", d / "missing", "--serial", "unix:" + d / "left.sock")
@@ -181,7 +203,7 @@ def output_lost():
 
 
 engines = usable_engines(doppel, d)
-for group in (commands_and_options, sizes, kernels, initrds, disks_to_boot, serial, nothing_left, full_disk, unreadable_kvm, output_lost):
+for group in (commands_and_options, sizes, kernels, initrds, disks_to_boot, serial, networks, nothing_left, full_disk, unreadable_kvm, output_lost):
     print(f"# {group.__name__}")
     group()
 d.remove()
