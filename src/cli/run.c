@@ -365,8 +365,10 @@ static int run(struct run_options *o)
 		machine_free(m);
 		return cli_fail(&err);
 	}
-	if (!o->quiet)
+	if (!o->quiet) {
 		say_start(o, &choice, session, &unlisted);
+		o->cfg.board->describe(m, stderr);
+	}
 	if (!run_machine(m, o->quiet, &status)) {
 		session_end(session);
 		_exit(status);

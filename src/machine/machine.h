@@ -59,6 +59,8 @@ struct board {
 	void (*resume)(struct machine *m); /* try again what back ends hold back after a host error; without the lock */
 	/* Write out what back ends hold. A host error that one of them met, NULL when none. */
 	const char *(*run_error)(struct machine *m);
+	/* Lines for the user about what was taken, where the configuration leaves that open. After machine_new. */
+	void (*describe)(struct machine *m, FILE *out);
 };
 
 #define MACHINE_MAX_NICS 8

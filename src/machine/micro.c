@@ -183,8 +183,6 @@ static bool add_nics(struct micro *b, struct error *err)
 								    .ram = m->ram, .timers = &m->timers}, &c, err);
 		if (!b->nics[i])
 			return false;
-		log_info("network %u: %s; MAC %02x:%02x:%02x:%02x:%02x:%02x", i, net_description(b->nets[i]), nic->mac[0], nic->mac[1],
-			 nic->mac[2], nic->mac[3], nic->mac[4], nic->mac[5]);
 	}
 	return true;
 }
@@ -418,6 +416,18 @@ static const char *micro_run_error(struct machine *m)
 	return chardev_error(b->console_chr);
 }
 
+static void micro_describe(struct machine *m, FILE *out)
+{
+	const struct micro *b = m->devices;
+
+	for (unsigned i = 0; i < m->cfg.nnics; i++) {
+		const uint8_t *a = m->cfg.nics[i].mac;
+
+		fprintf(out, "doppel: network %u: %s; MAC %02x:%02x:%02x:%02x:%02x:%02x\n", i, net_description(b->nets[i]), a[0], a[1], a[2],
+			a[3], a[4], a[5]);
+	}
+}
+
 const struct board board_micro = {
 	.name = "micro",
 	.build = micro_build,
@@ -427,4 +437,5 @@ const struct board board_micro = {
 	.free = micro_free,
 	.resume = micro_resume,
 	.run_error = micro_run_error,
+	.describe = micro_describe,
 };
