@@ -19,8 +19,8 @@
  * and goes back to nothing when it did not.
  */
 #define SPIN_MIN_NS 10000
-#define SPIN_MAX_NS 100000
-#define SOON_NS 300000
+#define SPIN_MAX_NS 250000
+#define SOON_NS 500000
 
 static const struct net_kind_ops *const kinds[] = {
 	[NET_USER] = &net_kind_user,

@@ -51,6 +51,7 @@ struct net_ring {
 	_Atomic bool busy; /* guest memory is being copied without the lock */
 	uint64_t generation;
 	unsigned nchains, nsegs, used; /* used: chains from the first that are to be handed back */
+	unsigned owed;                 /* chains handed back without an interrupt so far */
 	uint64_t bytes;                /* in chains that are not used */
 	struct net_chain chains[NET_CHAINS];
 	struct virtqueue_seg segs[NET_SEGS];

@@ -6,10 +6,15 @@
 #define TX_BYTES (256 * KIB)
 #define TX_CHAINS 64
 #define RX_BYTES (256 * KIB)
+/*
+ * Sent chains go back at once, but the interrupt for them waits until there is nothing more to send, or this many are owed: most often
+ * the answer of the peer has brought one by then, in whose course the driver takes the chains too.
+ */
+#define TX_OWED 32
 
 static void ring_clear(struct net_ring *r)
 {
-	r->nchains = r->nsegs = r->used = 0;
+	r->nchains = r->nsegs = r->used = r->owed = 0;
 	r->bytes = 0;
 }
 
@@ -70,8 +75,16 @@ static void enter(struct virtio_net *n, struct net_pair *p, struct net_ring *r)
 	refresh_view(n, &p->view);
 }
 
+/* Lock held. */
+static void settle(struct virtio_net *n, struct net_ring *r)
+{
+	if (r->owed)
+		virtio_interrupt(n->virtio, r->q);
+	r->owed = 0;
+}
+
 /* Hand the used chains back, all at once, unless there was a reset meanwhile. */
-static void give_back(struct virtio_net *n, struct net_ring *r)
+static void give_back(struct virtio_net *n, struct net_ring *r, unsigned may_owe)
 {
 	atomic_store_explicit(&r->busy, false, memory_order_release);
 	if (!r->used)
@@ -81,7 +94,9 @@ static void give_back(struct virtio_net *n, struct net_ring *r)
 		for (unsigned i = 0; i < r->used; i++)
 			virtio_put(n->virtio, r->q, r->chains[i].head, r->chains[i].written);
 		virtio_publish(n->virtio, r->q);
-		virtio_interrupt(n->virtio, r->q);
+		r->owed += r->used;
+		if (r->owed > may_owe)
+			settle(n, r);
 	}
 	pthread_mutex_unlock(n->cfg.lock);
 	ring_compact(r);
@@ -126,6 +141,8 @@ unsigned virtio_net_fetch(void *ctx, unsigned pair, struct net_fifo *out)
 	if (r->nchains) {
 		virtio_suppress(n->virtio, r->q);
 		atomic_store(&r->busy, true);
+	} else {
+		settle(n, r);
 	}
 	pthread_mutex_unlock(n->cfg.lock);
 	taken = r->nchains;
@@ -135,7 +152,7 @@ unsigned virtio_net_fetch(void *ctx, unsigned pair, struct net_fifo *out)
 		copy_frame(n, p, &r->chains[i], out);
 	r->used = taken;
 	r->bytes = 0;
-	give_back(n, r);
+	give_back(n, r, TX_OWED);
 	return taken;
 }
 
@@ -256,6 +273,6 @@ bool virtio_net_deliver(void *ctx, unsigned pair, struct net_fifo *in)
 		net_fifo_drop(in);
 		some = true;
 	}
-	give_back(n, r);
+	give_back(n, r, 0);
 	return some;
 }

@@ -283,8 +283,16 @@ static void test_transmit(void **state)
 	assert_int_equal(f->len, 40000);
 	assert_memory_equal(f->data, bytes, 40000);
 	assert_memory_equal(&f->hdr, &tso, sizeof(tso));
-	assert_true(r->f.level[16]); /* an interrupt for the two */
+	assert_false(r->f.level[16]);
 	assert_int_equal(fetch(r, 0), 0);
+	assert_true(r->f.level[16]); /* an interrupt for the two, as no more came */
+	assert_int_equal(get(r, ISR, 1), 1);
+	assert_int_equal(fetch(r, 0), 0);
+	assert_false(r->f.level[16]);
+	for (unsigned i = 0; i < 40; i++) /* with very many it does not wait */
+		transmit(r, 1, NULL, 60);
+	assert_int_equal(fetch(r, 0), 40);
+	assert_true(r->f.level[16]);
 }
 
 /* What a driver may not send is dropped, and its buffers come back. */
