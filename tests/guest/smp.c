@@ -146,14 +146,14 @@ static void listeners(bool halt)
 	expect(others, "NMI, to each");
 	check_eq(total(nmis), others, "were NMIs");
 	clear_hits();
-	for (unsigned n = 0; n < 200; n++) {
+	for (unsigned n = 0; n < 100; n++) {
 		u32 before = hits[ncpus - 1];
 
 		smp_icr(ncpus - 1, 0x4000 | VEC);
 		if (!wait_for(&hits[ncpus - 1], before + 1, WAIT_LONG))
 			break;
 	}
-	check_eq(hits[ncpus - 1], 200, "200 in a row (%s)", how);
+	check_eq(hits[ncpus - 1], 100, "100 in a row (%s)", how);
 	clear_hits();
 	/* logical, flat: CPU i has bit i, for the first eight */
 	cli();
@@ -211,10 +211,15 @@ static bool on_shootdown(struct frame *f)
 /* Between two acknowledgements the page holds the generation that was announced before. */
 static void reader(unsigned cpu, void *arg)
 {
+	u32 n = 0;
+
 	sti();
 	while (!stop) {
 		u32 g = generation;
 		u32 v = *(volatile u32 *)TEST_VA;
+
+		if (!(++n & 63)) /* others may want this CPU's host */
+			cpu_relax();
 
 		__asm__ volatile("" ::: "memory");
 		if (v < g)
@@ -234,7 +239,7 @@ static void shootdown(void)
 	trap_hook[VEC + 1] = on_shootdown;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_run(i, reader, NULL);
-	for (u32 n = 1; n <= 300; n++) {
+	for (u32 n = 1; n <= 100; n++) {
 		u8 *frame = frames[n & 1];
 
 		*(volatile u32 *)frame = n;
@@ -249,7 +254,7 @@ static void shootdown(void)
 	stop = 1;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_wait(i);
-	check_eq(generation, 300, "shootdowns are acknowledged");
+	check_eq(generation, 100, "shootdowns are acknowledged");
 	check_eq(seen_old, 0, "nobody reads the old page afterwards");
 }
 
@@ -257,8 +262,10 @@ static void shootdown(void)
 static void writer(unsigned cpu, void *arg)
 {
 	sti();
-	while (!stop)
+	while (!stop) {
 		xadd((volatile u32 *)TEST_VA, 1);
+		cpu_relax();
+	}
 	cli();
 }
 
@@ -270,7 +277,7 @@ static void dirty(void)
 	stop = 0;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_run(i, writer, NULL);
-	for (n = 0; n < 200; n++) {
+	for (n = 0; n < 100; n++) {
 		u64 e;
 
 		acks = 0;
@@ -288,7 +295,7 @@ static void dirty(void)
 	stop = 1;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_wait(i);
-	check_eq(n, 200, "dirty bits cleared 200 times");
+	check_eq(n, 100, "dirty bits cleared 100 times");
 	check_eq(lost, 0, "a later write sets it again");
 }
 
@@ -327,8 +334,10 @@ static void caller(unsigned cpu, void *arg)
 		if (v < g || v < last)
 			wrong++;
 		last = v;
-		if (!(++n & 15))
+		if (!(++n & 15)) {
 			xadd(&calls, 16);
+			cpu_relax();
+		}
 	}
 	cli();
 }
@@ -342,7 +351,7 @@ static void cross_modify(void)
 	put_mov(p, 0);
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_run(i, caller, p);
-	for (u32 n = 1; n <= 300; n++) {
+	for (u32 n = 1; n <= 100; n++) {
 		*(volatile u32 *)(p + 1) = n;
 		acks = 0;
 		smp_icr(0, 0xc4000 | (VEC + 2));
@@ -353,7 +362,7 @@ static void cross_modify(void)
 	stop = 1;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_wait(i);
-	check_eq(patched, 300, "300 synchronizations");
+	check_eq(patched, 100, "100 synchronizations");
 	check_eq(wrong, 0, "patched code is run by all afterwards");
 	check(calls > 0, "it was called meanwhile");
 }
@@ -384,7 +393,7 @@ static void text_poke(void)
 	put_mov(p, 0);
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_run(i, caller, p);
-	for (u32 n = 1; n <= 100; n++) {
+	for (u32 n = 1; n <= 40; n++) {
 		*(volatile u8 *)p = 0xcc;
 		sync_all();
 		memcpy(p + 1, &n, 4);
@@ -466,7 +475,7 @@ static void remap_code(void)
 	map_page(TEST_VA, (ulong)a | PTE_P | PTE_W, 1);
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_run(i, caller, (void *)(TEST_VA + 16));
-	for (u32 n = 1; n <= 200; n++) {
+	for (u32 n = 1; n <= 100; n++) {
 		u8 *to = n & 1 ? b : a;
 
 		put_mov(to + 16, n);
@@ -480,7 +489,7 @@ static void remap_code(void)
 	stop = 1;
 	for (unsigned i = 1; i < ncpus; i++)
 		smp_wait(i);
-	check_eq(patched, 200, "code mapped elsewhere 200 times");
+	check_eq(patched, 100, "code mapped elsewhere 100 times");
 	check_eq(wrong, 0, "the new page's code is run");
 }
 
@@ -604,7 +613,7 @@ static void paravirt(void)
 		steal[i].preempted |= 2;
 		hypercall(5, 0, i, 0, 0);
 		smp_wait(i);
-		check_eq(steal[i].preempted, 0, "and that it runs again");
+		check_eq(steal[i].preempted & 2, 0, "and has seen the note"); /* it may sleep again */
 	}
 	check_eq(wrong, 0, "its TLB was flushed as the note asked");
 }

@@ -79,9 +79,11 @@ static inline bool wait_for(volatile u32 *p, u32 want, u64 ticks)
 {
 	u64 t = rdtsc();
 
-	while (*p < want)
+	while (*p < want) {
 		if (rdtsc() - t > ticks)
 			return false;
+		cpu_relax();
+	}
 	return true;
 }
 
