@@ -178,7 +178,8 @@ static int disk_check(const struct disk_args *a)
 	struct check_ctx ctx = {.quiet = a->quiet};
 	struct block_check c = {.report = check_report, .progress = check_progress, .ctx = &ctx};
 	struct error err = {0};
-	struct block *b = disk_open(a->names[0], a->format, !a->repair, false, &err);
+	struct block_options o = {.path = a->names[0], .format = a->format, .readonly = !a->repair, .repair = a->repair};
+	struct block *b = block_open(&o, &err);
 	bool ok;
 
 	if (!b)

@@ -41,7 +41,7 @@ struct block_options {
 	bool readonly;
 	bool snapshot;       /* writes go to a temporary overlay that is gone at close; the file is opened read-only */
 	bool no_lock;        /* do not take the image lock (info on a running VM's disk) */
-	bool repair;         /* opened for block_format.check: damage does not keep it from being opened for writing, nor is it repaired then */
+	bool repair;         /* opened for block_format.check: damage neither keeps it from being opened for writing nor is repaired then */
 	enum block_cache cache;
 	/*
 	 * Backing file to use in place of the one that the image names (NULL: the named one, which must lie in the image's own
@@ -84,7 +84,8 @@ struct block_snapshot {
 };
 
 struct block_check {
-	uint64_t corruptions, leaks, errors_fixed, leaks_fixed; /* clusters or entries */
+	uint64_t corruptions, leaks;         /* found: clusters or entries */
+	uint64_t errors_fixed, leaks_fixed;  /* how many of those a repair has put right */
 	uint64_t allocated_clusters, total_clusters;
 	void (*report)(void *ctx, const char *line); /* one per finding, bounded; may be NULL */
 	void (*progress)(void *ctx, uint64_t done, uint64_t total); /* may be NULL */

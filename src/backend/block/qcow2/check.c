@@ -403,7 +403,7 @@ static int check_once(struct qcow2 *q, struct block_check *out, bool repair)
 	return r;
 }
 
-/* After a repair, what is left is counted by looking again. */
+/* What of it a repair has fixed is found out by looking again. */
 static int check_twice(struct qcow2 *q, struct block_check *out)
 {
 	struct block_check again = *out;
@@ -416,8 +416,8 @@ static int check_twice(struct qcow2 *q, struct block_check *out)
 	r = check_once(q, &again, false);
 	out->errors_fixed = out->corruptions > again.corruptions ? out->corruptions - again.corruptions : 0;
 	out->leaks_fixed = out->leaks > again.leaks ? out->leaks - again.leaks : 0;
-	out->corruptions = again.corruptions;
-	out->leaks = again.leaks;
+	out->corruptions = max_u64(out->corruptions, again.corruptions);
+	out->leaks = max_u64(out->leaks, again.leaks);
 	out->allocated_clusters = again.allocated_clusters;
 	return r;
 }
@@ -426,6 +426,7 @@ bool qcow2_check(struct block *b, bool repair, struct block_check *c, struct err
 {
 	uint64_t flags = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
 	struct qcow2 *q = b->state;
+	bool sound;
 	int r = 0;
 
 	c->corruptions = c->leaks = c->errors_fixed = c->leaks_fixed = c->allocated_clusters = c->total_clusters = 0;
@@ -438,9 +439,10 @@ bool qcow2_check(struct block *b, bool repair, struct block_check *c, struct err
 		r = qcow2_commit_stable(q);
 	if (!r)
 		r = repair ? check_twice(q, c) : check_once(q, c, false);
-	if (!r && repair && !c->corruptions && q->h.incompat & flags)
+	sound = !r && repair && c->corruptions == c->errors_fixed;
+	if (sound && q->h.incompat & flags)
 		r = qcow2_header_features(q, q->h.incompat & ~flags, q->h.autoclear);
-	if (!r && repair && !c->corruptions)
+	if (sound && !r)
 		q->corrupt = false;
 	pthread_mutex_unlock(&q->lock);
 	if (r == -EFBIG)

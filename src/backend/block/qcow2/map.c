@@ -49,7 +49,8 @@ int qcow2_kind(const struct qcow2 *q, struct qcow2_entry e, unsigned sub)
 		return q->h.version < 3 || (q->extended && alloc) ? -EIO : QCOW2_ZEROES;
 	if (!alloc)
 		return QCOW2_UNALLOCATED;
-	return e.e & QCOW2_OFFSET ? QCOW2_DATA : -EIO;
+	/* A file that was cut short must not read as zeroes. */
+	return e.e & QCOW2_OFFSET && (e.e & QCOW2_OFFSET) >> q->cluster_bits < q->end ? QCOW2_DATA : -EIO;
 }
 
 /* The slice with the entry of guest offset `off`; NULL: no L2 table. */
@@ -65,7 +66,7 @@ static int l2_get(struct qcow2 *q, uint64_t off, struct qcow2_slice **s, unsigne
 	table = q->l1.e[idx] & QCOW2_OFFSET;
 	if (!table)
 		return 0;
-	if (table & (q->cluster_size - 1))
+	if (table & (q->cluster_size - 1) || table >> q->cluster_bits >= q->end)
 		return -EIO;
 	return qcow2_cache_get(q, &q->l2c, table + in / per * q->l2c.slice_size, s);
 }

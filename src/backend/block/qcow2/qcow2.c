@@ -65,7 +65,11 @@ static bool find_end(struct qcow2 *q, struct error *err)
 	if (S_ISBLK(st.st_mode))
 		q->virgin = UINT64_MAX;
 	q->hint = 1;
-	return true;
+	if (q->h.l1_off + (uint64_t)q->h.l1_size * 8 <= q->end << q->cluster_bits &&
+	    q->h.reft_off >> q->cluster_bits < q->end)
+		return true;
+	error_set(err, "disk %s: its tables lie behind its end", q->b->path);
+	return error_hint(err, "it was cut short: get a whole copy of it");
 }
 
 static bool open_file(struct block *b, struct qcow2 *q, const struct block_options *o, struct error *err)
@@ -121,7 +125,7 @@ static bool qcow2_open(struct block *b, const struct block_options *o, struct er
 	pthread_mutex_init(&q->rmw_lock, NULL);
 	pthread_mutex_init(&q->comp_lock, NULL);
 	pthread_cond_init(&q->cond, NULL);
-	if (!open_file(b, q, o, err) || !init(q, err) || !find_end(q, err) || !load_tables(q, err) ||
+	if (!open_file(b, q, o, err) || !find_end(q, err) || !init(q, err) || !load_tables(q, err) ||
 	    !qcow2_snapshots_load(q, err))
 		return false;
 	b->size = q->h.size;
@@ -160,6 +164,7 @@ static void qcow2_close(struct block *b)
 	if (q->fd >= 0)
 		close(q->fd);
 	qcow2_snapshots_free(q);
+	qcow2_codecs_free(q);
 	if (q->l2c.buckets)
 		qcow2_cache_fini(&q->l2c);
 	if (q->rcc.buckets)

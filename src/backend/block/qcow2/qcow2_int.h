@@ -152,6 +152,7 @@ struct qcow2 {
 	pthread_mutex_t comp_lock;
 	uint64_t comp_entry, comp_gen;
 	uint8_t *comp_data;
+	struct qcow2_codec *codecs; /* idle */
 };
 
 enum qcow2_kind { QCOW2_UNALLOCATED, QCOW2_ZEROES, QCOW2_DATA, QCOW2_PACKED };
@@ -283,7 +284,8 @@ void qcow2_wait_allocs(struct qcow2 *q, uint64_t first, uint64_t last);
 /* compress.c; no lock held */
 /* Returns the size, 0 when it would not get smaller, or -errno. dst holds a cluster. */
 int qcow2_pack(const struct qcow2 *q, const uint8_t *src, uint8_t *dst);
-int qcow2_unpack(const struct qcow2 *q, const uint8_t *src, size_t len, uint8_t *dst);
+int qcow2_unpack(struct qcow2 *q, const uint8_t *src, size_t len, uint8_t *dst);
+void qcow2_codecs_free(struct qcow2 *q);
 
 /* snapshot.c */
 bool qcow2_snapshots_load(struct qcow2 *q, struct error *err);

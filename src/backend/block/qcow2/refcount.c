@@ -56,7 +56,7 @@ static int slice_get(struct qcow2 *q, uint64_t cluster, struct qcow2_slice **s, 
 	off = block < q->reft.n ? q->reft.e[block] : 0;
 	if (!off)
 		return 0;
-	if (off & (q->cluster_size - 1) || off >= QCOW2_MAX_OFFSET)
+	if (off & (q->cluster_size - 1) || off >> q->cluster_bits >= q->end)
 		return qcow2_mark_corrupt(q, "a refcount block has an impossible offset");
 	return qcow2_cache_get(q, &q->rcc, off + in / per * q->rcc.slice_size, s);
 }
