@@ -1,7 +1,6 @@
 #include "backend/block/copy.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,7 @@
 #define CHUNK (2 * MIB)       /* of work; a multiple of every cluster size */
 #define ZERO_RUN (256 * KIB)  /* of a source, and longer: not read */
 #define FINE 4096u            /* raw targets: zeroes looked for in such pieces */
-#define THREADS_MIN 3u        /* one waits for the disk while others compute */
+#define THREADS_MIN 4u        /* some wait for the disk while others compute */
 #define THREADS_MAX 16u
 
 /* What is known of one side from the map: [.., end) is all zero or all data. */
@@ -166,16 +165,6 @@ static bool load(struct pool *p, struct block *b, uint64_t off, uint64_t len, ui
 	return r == 0;
 }
 
-/* Let the kernel write while we go on; the flush at the end has less to wait for. */
-static void start_writeback(struct block *b, uint64_t off, uint64_t len)
-{
-	uint64_t pos;
-	int fd;
-
-	if (b->format->plain && b->format->plain(b, off, len, false, &fd, &pos))
-		sync_file_range(fd, (off_t)pos, (off_t)len, SYNC_FILE_RANGE_WRITE);
-}
-
 static bool store(struct pool *p, uint64_t off, uint64_t len, const uint8_t *buf)
 {
 	int r = p->compress ? p->dst->format->write_compressed(p->dst, off, len, buf) : block_write(p->dst, off, buf, len);
@@ -213,8 +202,6 @@ static bool copy_chunk(struct pool *p, uint64_t off, uint64_t len, uint8_t *buf)
 			return false;
 		at += run;
 	}
-	if (!p->compress)
-		start_writeback(p->dst, off, len);
 	return true;
 }
 

@@ -538,21 +538,21 @@ static int vmdk_write_compressed(struct block *b, uint64_t off, uint64_t len, co
 static int vmdk_flush(struct block *b)
 {
 	struct vmdk *v = b->state;
+	int r = 0;
 
 	for (unsigned i = 0; i < v->nextents; i++) {
 		struct extent *e = &v->extents[i];
-		int r = 0;
+		int n = 0;
 
 		if (e->readonly)
 			continue;
 		if (e->kind == VMDK_SPARSE)
-			r = vmdk_sparse_flush(e->sparse);
+			n = vmdk_sparse_flush(e->sparse);
 		else if (e->kind == VMDK_FLAT && b->cache != BLOCK_CACHE_UNSAFE && fdatasync(e->fd) < 0)
-			r = -errno;
-		if (r && !v->sync_error)
-			v->sync_error = r; /* what a failed sync lost, no later one brings back */
+			v->sync_error = -errno; /* what a failed sync lost, no later one brings back */
+		r = r ? r : n;
 	}
-	return v->sync_error;
+	return r ? r : v->sync_error;
 }
 
 /* ---- the rest ---- */

@@ -1,12 +1,12 @@
 /*
- * Power cuts. Random work on a qcow2 image runs with each write, truncation, hole and barrier of the image file recorded (the
+ * Power cuts. Random work on a qcow2 image (or VMDK) runs with each write, truncation, hole and barrier of the image file recorded (the
  * linker puts a shim between). Then crash images are made: all up to a barrier, and any subset of the sectors written after it,
  * up to any later moment. Each must be without corruption by our check (leaks may be; one that says that it is dirty is repaired
  * first), a sample of them by qemu-img's too; each sector must hold what was last flushed or what was written since.
  *
  * Every other run has writes fail (ENOSPC, EIO) at random.
  *
- *   qcow2_crash SECONDS SEED
+ *   qcow2_crash SECONDS SEED [vmdk]
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -197,6 +197,7 @@ static void apply_some(struct file *f, const struct event *e, uint64_t *rng)
 }
 
 struct run {
+	const char *format;
 	char dir[64], image[96], crash[96];
 	uint64_t rng, size;
 	struct file stable;
@@ -227,9 +228,9 @@ static void save(const struct file *f, const char *path)
 		die("%s: %s", path, strerror(errno));
 }
 
-static struct block *open_image(const char *path, bool readonly)
+static struct block *open_image(const struct run *r, const char *path, bool readonly)
 {
-	struct block_options o = {.path = path, .format = "qcow2", .readonly = readonly};
+	struct block_options o = {.path = path, .format = r->format, .readonly = readonly};
 	struct error err;
 	struct block *b = block_open(&o, &err);
 
@@ -240,7 +241,7 @@ static struct block *open_image(const char *path, bool readonly)
 
 static void say(void *ctx, const char *line)
 {
-	if (strncmp(line, "leaked", 6))
+	if (strncmp(line, "leaked", 6) && !strstr(line, "out of date"))
 		fprintf(stderr, "%s\n", line);
 }
 
@@ -273,14 +274,14 @@ static void hold_crash(struct run *r, const struct file *f, size_t at)
 	char cmd[256];
 
 	save(f, r->crash);
-	b = open_image(r->crash, true);
+	b = open_image(r, r->crash, true);
 	b->format->info(b, &info);
 	if (info.dirty) {
 		block_close(b);
 		r->dirty++;
-		b = open_image(r->crash, false); /* repairs it */
+		b = open_image(r, r->crash, false); /* repairs it */
 		block_close(b);
-		b = open_image(r->crash, true);
+		b = open_image(r, r->crash, true);
 	}
 	if (!b->format->check(b, false, &c, &err))
 		die("%s: crash after event %zu: %s", r->what, at, err.msg);
@@ -292,7 +293,7 @@ static void hold_crash(struct run *r, const struct file *f, size_t at)
 	if (r->crashes % 64)
 		return;
 	/* status 3: leaks only */
-	snprintf(cmd, sizeof(cmd), "qemu-img check -f qcow2 %s >%s/out 2>&1; s=$?; [ $s = 0 ] || [ $s = 3 ]", r->crash, r->dir);
+	snprintf(cmd, sizeof(cmd), "qemu-img check -f %s %s >%s/out 2>&1; s=$?; [ $s = 0 ] || [ $s = 3 ]", r->format, r->crash, r->dir);
 	if (system(cmd))
 		die("%s: crash after event %zu: qemu-img check is not content with %s", r->what, at, r->crash);
 	r->judged++;
@@ -410,7 +411,7 @@ static void one_op(struct run *r, struct block *b, uint32_t cluster, bool packed
 
 static void work(struct run *r, unsigned ops, bool with_snapshots, bool packed)
 {
-	struct block *b = open_image(r->image, false);
+	struct block *b = open_image(r, r->image, false);
 	struct block_info info = {0};
 	unsigned made = 0;
 
@@ -466,10 +467,13 @@ static const char *const features[] = {
 	"cluster_size=2048,lazy_refcounts=on", "cluster_size=1024,refcount_bits=32,compression_type=zstd",
 };
 
+static const char *const vmdk_features[] = {"subformat=monolithicSparse", "subformat=monolithicSparse,zeroed_grain=on"};
+
 static void one_run(struct run *r, unsigned number)
 {
-	const char *options = features[number % ARRAY_LEN(features)];
-	bool backing = next(&r->rng) & 1, snaps = next(&r->rng) % 3 == 0 && !strstr(options, "0.10") && !strstr(options, "bits=1");
+	bool vmdk = !strcmp(r->format, "vmdk");
+	const char *options = vmdk ? vmdk_features[number / 2 % ARRAY_LEN(vmdk_features)] : features[number % ARRAY_LEN(features)];
+	bool backing = next(&r->rng) & 1 && !vmdk, snaps = !vmdk && next(&r->rng) % 3 == 0 && !strstr(options, "0.10") && !strstr(options, "bits=1");
 	struct block_create c = {.path = r->image, .options = options};
 	struct error err;
 	char base[96], what[256];
@@ -485,7 +489,7 @@ static void one_run(struct run *r, unsigned number)
 		c.backing_format = "raw";
 	}
 	unlink(r->image);
-	if (!block_create("qcow2", &c, &err))
+	if (!block_create(r->format, &c, &err))
 		die("%s", err.msg);
 	memset(r->stable.data, 0, FILE_MAX);
 	load(r);
@@ -495,7 +499,7 @@ static void one_run(struct run *r, unsigned number)
 	snprintf(what, sizeof(what), "run %u (%s%s%s%s)", number, options, backing ? ", backing file" : "", snaps ? ", snapshots" : "",
 		 shim.fail_one_in ? ", failing writes" : "");
 	r->what = what;
-	work(r, 200 + (unsigned)(next(&r->rng) % 200), snaps, next(&r->rng) & 1);
+	work(r, 200 + (unsigned)(next(&r->rng) % 200), snaps, next(&r->rng) & 1 && !vmdk);
 	shim.on = false;
 	crashes(r, 120);
 	for (size_t i = 0; i < shim.n; i++)
@@ -507,7 +511,7 @@ int main(int argc, char **argv)
 {
 	double seconds = argc > 1 ? atof(argv[1]) : 5;
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
-	struct run r = {.dir = "/tmp/doppel-crash-XXXXXX", .rng = seed * UINT64_C(0x9e3779b97f4a7c15) | 1};
+	struct run r = {.format = argc > 3 ? argv[3] : "qcow2", .dir = "/tmp/doppel-crash-XXXXXX", .rng = seed * UINT64_C(0x9e3779b97f4a7c15) | 1};
 	time_t end = time(NULL) + (time_t)seconds;
 	unsigned runs = 0;
 	char cmd[128];
@@ -519,8 +523,8 @@ int main(int argc, char **argv)
 	log_set_level(LOG_ERROR);
 	if (!mkdtemp(r.dir))
 		die("%s: %s", r.dir, strerror(errno));
-	snprintf(r.image, sizeof(r.image), "%s/image.qcow2", r.dir);
-	snprintf(r.crash, sizeof(r.crash), "%s/crash.qcow2", r.dir);
+	snprintf(r.image, sizeof(r.image), "%s/image.%s", r.dir, r.format);
+	snprintf(r.crash, sizeof(r.crash), "%s/crash.%s", r.dir, r.format);
 	r.stable.data = malloc(FILE_MAX);
 	r.latest = calloc(SECTORS, sizeof(*r.latest));
 	r.possible = calloc(SECTORS, sizeof(*r.possible));

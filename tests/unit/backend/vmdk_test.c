@@ -429,6 +429,39 @@ static void test_split(void **state)
 	}
 }
 
+/* More grain tables than are held in memory: changed ones leave it, and come back as they were. */
+static void test_many_tables(void **state)
+{
+	enum { TABLES = 600, STRIDE = 257 }; /* no common factor: each table comes once a round */
+	struct shadow s;
+	struct block *b;
+	uint32_t v;
+
+	begin(&s, 512);
+	create(s.path, TABLES * 32 * MIB, NULL, NULL);
+	b = open_image(s.path, false);
+	for (uint32_t round = 0; round < 2; round++) {
+		for (uint32_t i = 0; i < TABLES; i++) {
+			uint64_t off = i * STRIDE % TABLES * 32 * MIB + round * 100 * KIB;
+
+			v = i + round * TABLES;
+			assert_int_equal(block_write(b, off, &v, sizeof(v)), 0);
+		}
+	}
+	for (uint32_t round = 0; round < 2; round++) {
+		for (uint32_t i = 0; i < TABLES; i++) {
+			assert_int_equal(block_read(b, i * STRIDE % TABLES * 32 * MIB + round * 100 * KIB, &v, sizeof(v)), 0);
+			assert_int_equal(v, i + round * TABLES);
+		}
+	}
+	assert_int_equal(block_flush(b), 0);
+	check_clean(b);
+	block_close(b);
+	run_command("qemu-img check -q -f vmdk %s", s.path);
+	run_command("qemu-img map --output=json -f vmdk %s | grep -c '\"data\": true' | grep -qx %u", s.path, 2 * TABLES);
+	end(&s);
+}
+
 static void refuse(const char *dir, const char *text, const char *word)
 {
 	struct block_options o = {.readonly = true};
@@ -481,6 +514,7 @@ int main(void)
 		cmocka_unit_test(test_parents),
 		cmocka_unit_test(test_qemu_child),
 		cmocka_unit_test(test_split),
+		cmocka_unit_test(test_many_tables),
 		cmocka_unit_test(test_bad_descriptors),
 	};
 
