@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cli/opt_disk.h"
 #include "cli/opt_net.h"
+#include "cli/opt_share.h"
 #include "cli/session.h"
 #include "control/registry.h"
 #include "machine/disk.h"
@@ -34,7 +35,7 @@ struct run_options {
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_DISK, OPT_NET, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
+	OPT_DISK, OPT_NET, OPT_SHARE, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
 };
 
 static const struct option long_options[] = {
@@ -49,6 +50,7 @@ static const struct option long_options[] = {
 	{"serial", required_argument, NULL, OPT_SERIAL},
 	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
 	{"net", required_argument, NULL, OPT_NET},
+	{"share", required_argument, NULL, OPT_SHARE},
 	{"disk", required_argument, NULL, OPT_DISK},
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
@@ -77,6 +79,7 @@ static const char usage[] =
 	"  --net SPEC               adds a network card: user, tap:INTERFACE, link:PATH or null, with options behind commas,\n"
 	"                           like user,hostfwd=tcp:127.0.0.1:2222:22 (man doppel-run); repeatable\n"
 	OPT_DISK_USAGE
+	"  --share DIR:TAG[,ro]     a directory that the guest may mount: mount -t 9p -o trans=virtio TAG /mnt; repeatable\n"
 	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
 	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
 	"  --name NAME              what doppel ps, stat and stop know it by (default: one made up)\n"
@@ -144,6 +147,29 @@ static bool add_nic(struct run_options *o, const char *spec, struct error *err)
 	return opt_net_parse(spec, &nics[o->cfg.nnics++], err);
 }
 
+static bool add_share(struct run_options *o, const char *spec, struct error *err)
+{
+	struct machine_share *shares = realloc((void *)o->cfg.shares, (o->cfg.nshares + 1) * sizeof(*shares));
+
+	if (!shares)
+		return error_set(err, "out of memory");
+	o->cfg.shares = shares;
+	if (o->cfg.nshares == MACHINE_MAX_SHARES) {
+		error_set(err, "run: more than %u shared directories", MACHINE_MAX_SHARES);
+		return error_hint(err, "leave out some --share");
+	}
+	if (!opt_share_parse(spec, &shares[o->cfg.nshares], err))
+		return false;
+	o->cfg.nshares++;
+	for (unsigned i = 0; i + 1 < o->cfg.nshares; i++) {
+		if (!strcmp(shares[i].tag, shares[o->cfg.nshares - 1].tag)) {
+			error_set(err, "--share: two directories with the tag '%s'", shares[i].tag);
+			return error_hint(err, "the guest tells them apart by their tags");
+		}
+	}
+	return true;
+}
+
 static bool parse_option(struct run_options *o, int opt, struct error *err)
 {
 	/* In the order of the enums. */
@@ -165,6 +191,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
 	case OPT_NET: return add_nic(o, optarg, err);
 	case OPT_DISK: return opt_disk_add(&o->cfg, optarg, err);
+	case OPT_SHARE: return add_share(o, optarg, err);
 	case OPT_MODULE: return add_module(o, optarg, err);
 	case OPT_CPUS:
 		if (!parse_number("--cpus", optarg, 1, MACHINE_MAX_CPUS, &n, err))
@@ -396,6 +423,9 @@ int cli_run(int argc, char **argv)
 	else
 		status = run(&o);
 	free((void *)o.cfg.modules);
+	for (unsigned i = 0; i < o.cfg.nshares; i++)
+		free(o.cfg.shares[i].path);
+	free((void *)o.cfg.shares);
 	free((void *)o.cfg.nics);
 	opt_disk_free(&o.cfg);
 	return status;

@@ -71,6 +71,14 @@ struct machine_nic {
 	bool mac_filter; /* the guest cannot send from another address */
 };
 
+#define MACHINE_MAX_SHARES 4
+
+struct machine_share {
+	char *path; /* of a directory */
+	char tag[32];
+	bool readonly;
+};
+
 /* Strings and arrays stay the caller's and live as long as the machine. */
 struct machine_config {
 	const struct board *board;
@@ -89,6 +97,8 @@ struct machine_config {
 	unsigned nnics;
 	const struct machine_disk *disks;
 	unsigned ndisks;
+	const struct machine_share *shares;
+	unsigned nshares;
 	bool debug_exit;
 	uint16_t debug_exit_port;
 	bool no_reboot;

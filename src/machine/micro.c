@@ -18,6 +18,7 @@
 #include "dev/virtio/blk.h"
 #include "dev/virtio/console.h"
 #include "dev/virtio/net.h"
+#include "dev/virtio/p9.h"
 #include "dev/virtio/rng.h"
 #include "machine/disk.h"
 
@@ -50,6 +51,7 @@
 #define HOST_BRIDGE_DEVICE 0x0008
 #define RNG_DEVICE 1
 #define CONSOLE_DEVICE 2
+#define SHARE_DEVICE 4 /* the first of MACHINE_MAX_SHARES */
 #define NIC_DEVICE 8 /* the first of MACHINE_MAX_NICS */
 #define DISK_DEVICE 16 /* and upwards */
 #define DISKS_MAX 16
@@ -71,6 +73,8 @@ struct micro {
 	struct virtio_net *nics[MACHINE_MAX_NICS];
 	struct block *blocks[DISKS_MAX];
 	struct virtio_blk *disks[DISKS_MAX];
+	struct fs *fs[MACHINE_MAX_SHARES];
+	struct virtio_p9 *shares[MACHINE_MAX_SHARES];
 	struct pci_window pci_high;
 };
 
@@ -187,6 +191,25 @@ static bool add_nics(struct micro *b, struct error *err)
 	return true;
 }
 
+static bool add_shares(struct micro *b, struct error *err)
+{
+	struct machine *m = b->machine;
+
+	for (unsigned i = 0; i < m->cfg.nshares; i++) {
+		const struct machine_share *s = &m->cfg.shares[i];
+
+		b->fs[i] = fs_open(&(struct fs_options){.path = s->path, .readonly = s->readonly}, err);
+		if (!b->fs[i])
+			return false;
+		b->shares[i] = virtio_p9_new(&(struct virtio_config){.host = b->pci, .devfn = PCI_DEVFN(SHARE_DEVICE + i, 0), .ram = m->ram,
+								     .timers = &m->timers},
+					     &(struct virtio_p9_config){.fs = b->fs[i], .lock = &m->lock, .tag = s->tag}, err);
+		if (!b->shares[i])
+			return false;
+	}
+	return true;
+}
+
 /* The wiring list. */
 static bool micro_build(struct machine *m, struct error *err)
 {
@@ -246,7 +269,7 @@ static bool micro_build(struct machine *m, struct error *err)
 			return false;
 	}
 
-	if (!add_nics(b, err) || !add_disks(b, err))
+	if (!add_shares(b, err) || !add_nics(b, err) || !add_disks(b, err))
 		return false;
 
 	if (m->cfg.debug_exit && !add_debug_exit(b, err))
@@ -377,6 +400,9 @@ static void micro_free(struct machine *m)
 		virtio_blk_free(b->disks[i]);
 		block_close(b->blocks[i]);
 	}
+	for (unsigned i = 0; i < MACHINE_MAX_SHARES; i++)
+		if (virtio_p9_free(b->shares[i]))
+			fs_close(b->fs[i]);
 	virtio_console_free(b->console);
 	virtio_rng_free(b->rng);
 	pci_host_free(b->pci);
