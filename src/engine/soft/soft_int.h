@@ -104,10 +104,13 @@ struct tlb_ctx {
 struct link;
 
 struct block {
+	/* what a look-up reads */
 	uint64_t pc;
 	gpa_t gpa;
-	gpa_t gpa2; /* second page of a block whose only instruction crosses a page end, else ~0 */
+	struct block *hash_next;
 	uint32_t hflags;
+
+	gpa_t gpa2; /* second page of a block whose only instruction crosses a page end, else ~0 */
 	uint32_t host_off, host_len;
 	uint16_t guest_len, ninsn;
 	uint32_t guest_sum; /* of its guest_len bytes */
@@ -115,7 +118,6 @@ struct block {
 	bool dead;
 	bool crossing;
 	bool region;
-	struct block *hash_next;
 	struct block *page_next[2];
 	struct link *incoming;
 	uint32_t mapping; /* number of (page of pc, page of gpa): see cache_mapping */

@@ -89,7 +89,7 @@ static unsigned block_hash(uint64_t pc, gpa_t gpa)
 {
 	uint64_t h = (pc ^ (gpa >> 3)) * UINT64_C(0x9e3779b97f4a7c15);
 
-	return (unsigned)(h >> 48) & (BLOCK_HASH - 1);
+	return (unsigned)(h >> (64 - BLOCK_HASH_BITS));
 }
 
 struct block *cache_lookup_locked(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags)

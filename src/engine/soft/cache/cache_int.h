@@ -21,7 +21,8 @@
 
 #include "engine/soft/soft_int.h"
 
-#define BLOCK_HASH 65536
+#define BLOCK_HASH_BITS 18 /* so that a full cache has two blocks in a chain */
+#define BLOCK_HASH (1u << BLOCK_HASH_BITS)
 #define STEP_HASH 4096
 #define SEEN_HASH 65536
 #define HOT_HASH 65536
