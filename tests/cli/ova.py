@@ -165,6 +165,48 @@ def test_manifests(box):
     nothing_left()
 
 
+# The shape of what VirtualBox and VMware write: other namespaces, a CD drive without a disc, sound, USB, old units, sizes in GB.
+FOREIGN = """<?xml version="1.0"?>
+<Envelope ovf:version="1.0" xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData" xmlns:vbox="http://www.virtualbox.org/ovf/machine">
+ <References><File ovf:href="one.vmdk" ovf:id="file1"/><File ovf:id="iso" ovf:href="cd.iso"/></References>
+ <DiskSection><Info>List</Info>
+  <Disk ovf:capacity="24" ovf:capacityAllocationUnits="byte * 2^20" ovf:diskId="vmdisk1" ovf:fileRef="file1" vbox:uuid="x"/>
+  <Disk ovf:capacity="1" ovf:capacityAllocationUnits="GigaBytes" ovf:diskId="empty"/></DiskSection>
+ <VirtualSystem ovf:id="My Machine / 1"><Info>x</Info>
+  <VirtualHardwareSection><Info>x</Info>
+   <Item><rasd:AllocationUnits>MegaBytes</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>768</rasd:VirtualQuantity></Item>
+   <Item><rasd:Caption>2 virtual CPU</rasd:Caption><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
+   <Item><rasd:ResourceType>20</rasd:ResourceType><rasd:ResourceSubType>AHCI</rasd:ResourceSubType></Item>
+   <Item ovf:required="false"><rasd:ElementName>sound</rasd:ElementName><rasd:ResourceType>35</rasd:ResourceType></Item>
+   <Item><rasd:ElementName>cdrom</rasd:ElementName><rasd:ResourceType>15</rasd:ResourceType></Item>
+   <Item><rasd:HostResource>/disk/vmdisk1</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>
+   <StorageItem><rasd:HostResource>ovf:/disk/empty</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></StorageItem>
+   <EthernetPortItem><rasd:Connection>NAT</rasd:Connection><rasd:ResourceType>10</rasd:ResourceType></EthernetPortItem>
+  </VirtualHardwareSection><vbox:Machine name="x"><a/></vbox:Machine></VirtualSystem></Envelope>"""
+
+
+def test_foreign(box):
+    _, _, disk, _ = members(box)
+    files = [("box.ovf", FOREIGN.encode()), ("one.vmdk", disk[1]), ("cd.iso", b"x" * 2048)]
+    files.insert(1, ("box.mf", manifest(files, "sha1")))
+    for form in tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT:
+        path = d / "foreign.ova"
+        with tarfile.open(path, "w", format=form) as t:
+            for name, data in files:
+                info = tarfile.TarInfo("./" + name if form == tarfile.GNU_FORMAT else name)
+                info.size = len(data)
+                t.addfile(info, io.BytesIO(data))
+        r = doppel("import", path, "--dir", d / "in")
+        made = d / "in/My-Machine---1"
+        check(r.returncode == 0 and r.stdout.strip() == made and "sound" in r.stderr, "another program's OVA", r.stderr + r.stdout)
+        with open(made + "/config.json") as f:
+            check(json.load(f) == {"memory": "768M", "cpus": 2, "disk": ["disk1.qcow2", "disk2.qcow2"], "net": ["user"]}, "its configuration")
+        q = json.loads(subprocess.run(["qemu-img", "info", "--output=json", made + "/disk2.qcow2"], capture_output=True).stdout)
+        check(q["virtual-size"] == 1 << 30, "its empty disk")
+        shutil.rmtree(d / "in")
+
+
 def test_hostile(box):
     ovf, _, *disks = members(box)
     text = ovf[1].decode()
@@ -235,6 +277,7 @@ def main():
     try:
         box = test_round_trip()
         test_manifests(box)
+        test_foreign(box)
         test_hostile(box)
         test_huge_members(box)
     finally:

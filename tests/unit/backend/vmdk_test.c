@@ -2,6 +2,7 @@
  * VMDK beside qemu-img and qemu-io: random sequences of writes, zeroes and discards by our code are read by theirs, and theirs by ours. A
  * shadow in memory says what must be there.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -462,6 +463,68 @@ static void test_many_tables(void **state)
 	end(&s);
 }
 
+/* Threads that write beside each other, sector by sector, into grains that none of them has for itself. */
+enum { THREADS = 4 };
+
+struct thread_ctx {
+	struct block *b;
+	unsigned index;
+	uint64_t size, seed;
+	int failed;
+};
+
+static void *write_beside(void *arg)
+{
+	struct thread_ctx *t = arg;
+	uint8_t buf[BLOCK_SECTOR];
+
+	memset(buf, (int)t->index + 1, sizeof(buf));
+	for (unsigned i = 0; i < 4000 && !t->failed; i++) {
+		uint64_t sector;
+
+		t->seed = t->seed * 6364136223846793005u + 1442695040888963407u;
+		sector = (t->seed >> 33) % (t->size / BLOCK_SECTOR / THREADS) * THREADS + t->index;
+		t->failed = block_write(t->b, sector * BLOCK_SECTOR, buf, sizeof(buf));
+		if (!t->failed && i % 512 == 0)
+			t->failed = block_flush(t->b);
+		if (!t->failed)
+			t->failed = block_read(t->b, sector * BLOCK_SECTOR, buf, sizeof(buf)) || buf[7] != t->index + 1;
+	}
+	return NULL;
+}
+
+static void test_threads(void **state)
+{
+	struct thread_ctx ctx[THREADS];
+	pthread_t threads[THREADS];
+	struct shadow s;
+	struct block *b;
+	uint64_t seed;
+
+	begin(&s, 8 * MIB);
+	create(s.path, s.size, NULL, NULL);
+	b = open_image(s.path, false);
+	for (unsigned i = 0; i < THREADS; i++) {
+		ctx[i] = (struct thread_ctx){b, i, s.size, i + 1, 0};
+		assert_int_equal(pthread_create(&threads[i], NULL, write_beside, &ctx[i]), 0);
+	}
+	for (unsigned i = 0; i < THREADS; i++) {
+		pthread_join(threads[i], NULL);
+		assert_int_equal(ctx[i].failed, 0);
+		seed = i + 1;
+		for (unsigned k = 0; k < 4000; k++) {
+			seed = seed * 6364136223846793005u + 1442695040888963407u;
+			memset(s.data + ((seed >> 33) % (s.size / BLOCK_SECTOR / THREADS) * THREADS + i) * BLOCK_SECTOR, (int)i + 1, BLOCK_SECTOR);
+		}
+	}
+	verify(&s, b);
+	assert_int_equal(block_flush(b), 0);
+	check_clean(b);
+	block_close(b);
+	judge(&s);
+	end(&s);
+}
+
 static void refuse(const char *dir, const char *text, const char *word)
 {
 	struct block_options o = {.readonly = true};
@@ -514,6 +577,7 @@ int main(void)
 		cmocka_unit_test(test_parents),
 		cmocka_unit_test(test_qemu_child),
 		cmocka_unit_test(test_split),
+		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_many_tables),
 		cmocka_unit_test(test_bad_descriptors),
 	};
