@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Hostile guests: random bytes and random privileged instructions as kernels, in 32- and 64-bit mode, with random ports, MMIO, MSRs,
-control registers, descriptor and page tables. doppel must neither crash nor hang: every run ends by itself in a documented way,
+control registers, descriptor and page tables; some with more CPUs, all in the same code and data. doppel must neither crash nor hang: every run ends by itself in a documented way,
 or by SIGTERM at once.
 
 usage: hostile.py DOPPEL ENGINE SECONDS SEED      the suite runs minutes of it; give it hours with other seeds
@@ -23,7 +23,10 @@ RUN_SECONDS = 0.25
 END_SECONDS = 15
 # Inside the image: page tables (PML4, PDPT of 1 GiB pages), GDT, IDT, counter and addresses of the pieces, stack.
 TABLES, GDT, IDT, COUNTER, PIECES, STACK = 0x110000, 0x112000, 0x113000, 0x114000, 0x114008, 0x11C000
-END = 0x120000
+TRAMPOLINE, END = 0x11F000, 0x120000
+START = 256  # bytes of set-up before the pieces' code
+CODE = LOAD + 32 + START
+LOW = 0x8000  # where other CPUs start
 MSRS = [0x10, 0x1B, 0x3A, 0x174, 0x175, 0x176, 0x1A0, 0x1D9, 0x200, 0x250, 0x277, 0x2FF, 0x6E0, 0x802, 0x80B, 0x830, 0x838, 0xDA0,
         0x4B564D00, 0x4B564D01, 0x4B564D02, 0x4B564D03, 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000100, 0xC0000101,
         0xC0000102, 0xC0000103]
@@ -99,13 +102,27 @@ def far_jump(to):
     return b"\xea" + u32(to) + b"\x08\x00"
 
 
+def wake_others():
+    """Copy the trampoline to low memory; INIT and SIPI to all other CPUs."""
+    copy = mov(6, TRAMPOLINE) + mov(7, LOW) + mov(1, 128) + b"\xf3\xa4"
+    return copy + b"".join(b"\xc7\x05" + u32(0xFEE00300) + u32(icr) for icr in (0xC4500, 0xC4600 | LOW >> 12))
+
+
+def trampoline(to):
+    """16-bit code at LOW, to `to` in the state that Multiboot has."""
+    real = b"\xfa\x31\xc0\x8e\xd8\x66\x0f\x01\x16" + struct.pack("<H", LOW + 0x58) + b"\x0f\x20\xc0\x66\x83\xc8\x01\x0f\x22\xc0\x66" + far_jump(LOW + 0x40)
+    flat = mov(0, 16) + b"\x8e\xd8\x8e\xc0\x8e\xd0" + mov(0, to) + b"\xff\xe0"
+    gdt = struct.pack("<HIH3Q", 23, LOW + 0x60, 0, 0, 0xCF9B000000FFFF, 0xCF93000000FFFF)
+    return real.ljust(0x40, b"\x90") + flat.ljust(0x18, b"\x90") + gdt
+
+
 def start(long_mode):
-    """From Multiboot's state to our GDT and IDT, in long mode if asked for, at LOAD + 32 + 128."""
+    """From Multiboot's state to our GDT and IDT, in long mode if asked for, at CODE."""
     code = b"\x0f\x01\x15" + u32(GDT + 24) + b"\x0f\x01\x1d" + u32(GDT + 32)
     if long_mode:  # CR3, CR4.PAE and OSFXSR, EFER.LME, NXE and SCE, CR0.PG
         code += (mov(0, TABLES) + b"\x0f\x22\xd8" + mov(0, 0x620) + b"\x0f\x22\xe0" + mov(1, 0xC0000080) + mov(0, 0x901) + mov(2, 0) + b"\x0f\x30" +
                  mov(0, 0x80000033) + b"\x0f\x22\xc0")
-    return (code + far_jump(LOAD + 32 + 128)).ljust(128, b"\x90")
+    return code + far_jump(CODE)
 
 
 def handler(long_mode, pieces):
@@ -123,20 +140,22 @@ def gates(long_mode, to):
     return (gate + bytes(8) if long_mode else gate) * 256
 
 
-def image():
+def image(cpus):
     """Pieces of random instructions, each of which falls, or faults, into the handler that starts the next."""
     long_mode = r.random() < .5
     pieces = [b"".join(instruction(long_mode) for _ in range(r.randrange(1, 6))) if r.random() < .9 else r.randbytes(40) for _ in range(200)]
     code = handler(long_mode, len(pieces) + 1)
-    at = [LOAD + 32 + 128]
+    at = [CODE]
     for p in pieces:
-        at.append(LOAD + 32 + 128 + len(code))
+        at.append(CODE + len(code))
         code += p + b"\xe9" + u32(at[0] - (at[-1] + len(p) + 5))
     body = bytearray(END - LOAD - 32)
 
     def put(address, data):
         body[address - LOAD - 32:address - LOAD - 32 + len(data)] = data
-    put(LOAD + 32, start(long_mode) + code[:TABLES - LOAD - 32 - 128])
+    wake = wake_others() if cpus > 1 else b""
+    put(TRAMPOLINE, trampoline(LOAD + 32 + len(wake)))
+    put(LOAD + 32, (wake + start(long_mode)).ljust(START, b"\x90") + code[:TABLES - LOAD - 32 - START])
     put(TABLES, struct.pack("<Q", TABLES + 0x1000 | 7))
     put(TABLES + 0x1000, b"".join(struct.pack("<Q", i << 30 | 0x87) for i in range(4)))
     code_segment = 0xAF9B000000FFFF if long_mode else 0xCF9B000000FFFF
@@ -146,9 +165,10 @@ def image():
     return multiboot(bytes(body))
 
 
-def trial(path):
+def trial(path, cpus):
     """None when all is well, else what is wrong; and how it ended."""
-    command = [doppel, "run", "-q", "--engine", engine, "-m", "16M", "--serial", "null", "--no-reboot", "--debug-exit", "--kernel", path]
+    command = [doppel, "run", "-q", "--engine", engine, "-m", "16M", "--serial", "null", "--no-reboot", "--debug-exit", "--cpus", str(cpus),
+               "--kernel", path]
     p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
     try:
         err = p.communicate(timeout=RUN_SECONDS)[1]
@@ -178,13 +198,14 @@ def main():
         skip(f"the {engine} engine does not run here: {r0.stderr.strip()}")
     ends, failures, end = {}, 0, time.monotonic() + seconds
     while time.monotonic() < end:
-        data = image()
+        cpus = r.choice([1, 1, 2, 3, 4]) if engine == "soft" else 1
+        data = image(cpus)
         path = d.file("image", data)
-        wrong, how = trial(path)
+        wrong, how = trial(path, cpus)
         ends[how] = ends.get(how, 0) + 1
         if wrong:
             failures += 1
-            kept = f"hostile-{engine}-{seed}-{sum(ends.values())}.img"
+            kept = f"hostile-{engine}-{seed}-{sum(ends.values())}-cpus{cpus}.img"
             with open(kept, "wb") as f:
                 f.write(data)
             print(f"FAILED ({how}), kept as {os.path.abspath(kept)}: {wrong}", flush=True)
