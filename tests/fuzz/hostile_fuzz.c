@@ -64,6 +64,16 @@ struct fuzz {
 	/* for the thread that kicks */
 	_Atomic int64_t deadline; /* 0: nothing runs */
 	_Atomic bool done;
+	/* CPUs but the first: each thread runs its vCPU from `start` to `end` */
+	unsigned ncpus;
+	pthread_barrier_t start, end;
+};
+
+#define MAX_CPUS 4
+
+struct helper {
+	struct fuzz *f;
+	unsigned vcpu;
 };
 
 static int64_t now_ns(void)
@@ -99,6 +109,29 @@ static void *kicker(void *arg)
 }
 
 /* ---- a case ---- */
+
+static void check_error(struct machine *m, unsigned vcpu)
+{
+	if (strstr(m->engine->ops->last_error(m->engine, vcpu), "task"))
+		return;
+	fprintf(stderr, "hostile_fuzz: vCPU %u: %s\n", vcpu, m->engine->ops->last_error(m->engine, vcpu));
+	_exit(4);
+}
+
+static void *helper_main(void *arg)
+{
+	struct helper *h = arg;
+	struct fuzz *f = h->f;
+
+	for (;;) {
+		pthread_barrier_wait(&f->start);
+		if (f->done)
+			return NULL;
+		if (f->m->engine->ops->run(f->m->engine, h->vcpu) == EXIT_ERROR)
+			check_error(f->m, h->vcpu);
+		pthread_barrier_wait(&f->end);
+	}
+}
 
 static bool load_nothing(struct machine *m, struct error *err) { return true; }
 
@@ -189,6 +222,14 @@ static int64_t made_up(struct rng *r, struct machine *m)
 		rings(r, m);
 	if (!m->engine->ops->set_state(m->engine, 0, &s, &err))
 		die("set_state", &err);
+	for (unsigned i = 1; i < m->cfg.ncpus; i++) { /* in the same code, mostly elsewhere; some wait for an INIT */
+		s.apic_id = i;
+		s.apic_base &= ~BIT(8);
+		s.rip = below(r, 4) ? W_CODE + below(r, 0x1400) : s.rip;
+		s.run_state = below(r, 5) ? CPU_RUNNING : CPU_WAIT_SIPI;
+		if (!m->engine->ops->set_state(m->engine, i, &s, &err))
+			die("set_state", &err);
+	}
 	return loop ? 8000000 + below(r, 8000000) : 1000000 + below(r, 3000000);
 }
 
@@ -227,9 +268,15 @@ static void one_case(struct fuzz *f, uint64_t seed)
 	reset(m);
 	ram_zero(m->ram, 0, ram_size(m->ram));
 	budget = f->nimages && !below(&r, 12) ? mutated(&r, f) : made_up(&r, m);
+	if (f->ncpus > 1)
+		pthread_barrier_wait(&f->start);
 	f->deadline = now_ns() + budget;
 	why = m->engine->ops->run(m->engine, 0);
 	late = (now_ns() - f->deadline) / 1000;
+	for (unsigned i = 1; i < f->ncpus; i++)
+		m->engine->ops->kick(m->engine, i);
+	if (f->ncpus > 1)
+		pthread_barrier_wait(&f->end);
 	f->deadline = 0;
 	if (late > 0 && (uint64_t)late > sh->max_leave_us) {
 		sh->max_leave_us = (uint64_t)late;
@@ -256,10 +303,7 @@ static void one_case(struct fuzz *f, uint64_t seed)
 		break;
 	case EXIT_ERROR:
 		sh->errors++;
-		if (!strstr(m->engine->ops->last_error(m->engine, 0), "task")) {
-			fprintf(stderr, "hostile_fuzz: %s\n", m->engine->ops->last_error(m->engine, 0));
-			_exit(4);
-		}
+		check_error(m, 0);
 		break;
 	}
 }
@@ -286,18 +330,27 @@ static void batch(struct fuzz *f, uint64_t seed, unsigned cases)
 		.virtio_console = "null", .debug_exit = true, .debug_exit_port = 0xf4,
 	};
 	struct rng r = {.state = seed};
+	struct helper helpers[MAX_CPUS];
+	pthread_t t, threads[MAX_CPUS];
 	struct error err;
-	pthread_t t;
 	sigset_t set;
 
 	board = board_micro;
 	board.load = load_nothing;
 	f->sh->batch = seed;
+	f->ncpus = cfg.ncpus = below(&r, 2) ? 1 : 1 + below(&r, MAX_CPUS);
 	f->m = machine_new(&cfg, &err);
 	if (!f->m)
 		die("machine", &err);
 	sigfillset(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	pthread_barrier_init(&f->start, NULL, f->ncpus);
+	pthread_barrier_init(&f->end, NULL, f->ncpus);
+	for (unsigned i = 1; i < f->ncpus; i++) {
+		helpers[i] = (struct helper){.f = f, .vcpu = i};
+		if (pthread_create(&threads[i], NULL, helper_main, &helpers[i]))
+			die("thread", &(struct error){0});
+	}
 	if (pthread_create(&t, NULL, kicker, f))
 		die("thread", &(struct error){0});
 	for (unsigned i = 0; i < cases; i++) {
@@ -305,6 +358,10 @@ static void batch(struct fuzz *f, uint64_t seed, unsigned cases)
 		one_case(f, rnd(&r));
 	}
 	f->done = true;
+	if (f->ncpus > 1)
+		pthread_barrier_wait(&f->start);
+	for (unsigned i = 1; i < f->ncpus; i++)
+		pthread_join(threads[i], NULL);
 	pthread_join(t, NULL);
 	if (f->again)
 		print_stats(f->m);
