@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "backend/net/net.h"
+#include "base/counter.h"
 #include "base/error.h"
 #include "base/loop.h"
 #include "base/signals.h"
@@ -61,6 +62,8 @@ struct board {
 	const char *(*run_error)(struct machine *m);
 	/* Lines for the user about what was taken, where the configuration leaves that open. After machine_new. */
 	void (*describe)(struct machine *m, FILE *out);
+	/* Counters of its back ends. Any thread. */
+	void (*stats)(struct machine *m, const struct counter_sink *out);
 };
 
 #define MACHINE_MAX_NICS 8

@@ -454,6 +454,30 @@ static void micro_describe(struct machine *m, FILE *out)
 	}
 }
 
+static void micro_stats(struct machine *m, const struct counter_sink *out)
+{
+	const struct micro *b = m->devices;
+
+	for (unsigned i = 0; i < m->cfg.nnics; i++) {
+		struct net_stats s = net_stats(b->nets[i]);
+		const struct { const char *name, *unit, *help; uint64_t value; } counters[] = {
+			{"tx_frames", "", "frames that the guest sent", s.tx_frames},
+			{"tx", "bytes", "in them", s.tx_bytes},
+			{"tx_dropped", "", "of the guest's frames, lost at the back end", s.tx_dropped},
+			{"rx_frames", "", "frames that came for the guest", s.rx_frames},
+			{"rx", "bytes", "in them", s.rx_bytes},
+			{"rx_dropped", "", "lost as the guest was too slow, or not valid", s.rx_dropped},
+		};
+
+		for (size_t k = 0; k < ARRAY_LEN(counters); k++) {
+			char name[32];
+
+			snprintf(name, sizeof(name), "net%u.%s", i, counters[k].name);
+			counter_put(out, name, counters[k].unit, false, counters[k].value, counters[k].help);
+		}
+	}
+}
+
 const struct board board_micro = {
 	.name = "micro",
 	.build = micro_build,
@@ -464,4 +488,5 @@ const struct board board_micro = {
 	.resume = micro_resume,
 	.run_error = micro_run_error,
 	.describe = micro_describe,
+	.stats = micro_stats,
 };

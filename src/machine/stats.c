@@ -52,6 +52,7 @@ void machine_stats(struct machine *m, const struct counter_sink *out)
 	counter_put(out, "bus.reads", "", false, bus.reads, "device reads");
 	counter_put(out, "bus.writes", "", false, bus.writes, "device writes");
 	counter_put(out, "bus.unclaimed", "", false, bus.unclaimed, "accesses that no device took");
+	m->cfg.board->stats(m, out);
 	m->engine->ops->stats(m->engine, ENGINE_VM, out);
 }
 

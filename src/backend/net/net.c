@@ -333,17 +333,19 @@ unsigned net_queues(const struct net *n) { return n->nqueues; }
 bool net_link_up(const struct net *n) { return atomic_load(&n->link_up); }
 const char *net_description(const struct net *n) { return n->description; }
 
-void net_stats(const struct net *n, struct net_stats *out)
+struct net_stats net_stats(const struct net *n)
 {
-	*out = (struct net_stats){0};
+	struct net_stats sum = {0};
+
 	for (unsigned i = 0; i < n->nqueues; i++) {
 		const struct net_worker *w = &n->workers[i];
 
-		out->tx_frames += atomic_load(&w->tx_frames);
-		out->tx_bytes += atomic_load(&w->tx_bytes);
-		out->rx_frames += atomic_load(&w->rx_frames);
-		out->rx_bytes += atomic_load(&w->rx_bytes);
-		out->tx_dropped += atomic_load(&w->tx_dropped);
-		out->rx_dropped += atomic_load(&w->rx_dropped);
+		sum.tx_frames += atomic_load(&w->tx_frames);
+		sum.tx_bytes += atomic_load(&w->tx_bytes);
+		sum.rx_frames += atomic_load(&w->rx_frames);
+		sum.rx_bytes += atomic_load(&w->rx_bytes);
+		sum.tx_dropped += atomic_load(&w->tx_dropped);
+		sum.rx_dropped += atomic_load(&w->rx_dropped);
 	}
+	return sum;
 }

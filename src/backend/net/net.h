@@ -104,6 +104,6 @@ struct net_stats {
 	uint64_t tx_dropped, rx_dropped;
 };
 /* Sums over the workers; what they count at the moment may be missing. */
-void net_stats(const struct net *n, struct net_stats *out);
+struct net_stats net_stats(const struct net *n);
 
 #endif

@@ -315,7 +315,7 @@ static void test_null(void **state)
 	for (unsigned i = 0; i < 100; i++)
 		rig_send(&r, NULL, payload, 100);
 	for (unsigned i = 0; i < 300; i++) {
-		net_stats(r.net, &stats);
+		stats = net_stats(r.net);
 		if (stats.tx_frames == 100)
 			break;
 		usleep(10000);
