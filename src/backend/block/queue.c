@@ -24,9 +24,9 @@
 /* The submitter's thread: no request larger, no batch longer, and after a slow one none for a while. */
 #define INLINE_MAX (1 * MIB)
 #define INLINE_BATCH_NS INT64_C(1000000)
-#define INLINE_SLOW_NS INT64_C(250000)
+#define INLINE_SLOW_NS INT64_C(500000)
 #define INLINE_SLOW_NS_PER_KIB 1000
-#define INLINE_REST 64
+#define INLINE_REST 16
 #define INLINE_FLUSH_BYTES (256 * KIB)
 
 bool queue_thread(pthread_t *t, void *(*fn)(void *), void *arg)
