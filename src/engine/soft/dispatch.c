@@ -692,7 +692,7 @@ static struct block *find_block_locked(struct soft_vcpu *sv, gva_t la, gpa_t gpa
 static const void *find_code(struct soft_vcpu *sv, int64_t link)
 {
 	struct code_cache *c = sv->cache;
-	const void *host = link < 0 && linear_is_offset(sv) ? jc_find(sv, sv->v.s.rip) : NULL;
+	const void *host = link < 0 && linear_is_offset(sv) ? view_find(sv, sv->v.s.rip) : NULL;
 	struct block *b;
 	bool global, full;
 	gva_t la;
@@ -708,11 +708,8 @@ static const void *find_code(struct soft_vcpu *sv, int64_t link)
 		full = !b && c->flush_wanted;
 		if (b && link >= 0)
 			cache_link_locked(sv, (uint32_t)link, b);
-		if (b && linear_is_offset(sv)) {
-			itlb_fill(sv, b, global);
-			jc_insert(sv, b->pc, c->rx + b->host_off, global);
-			b->jc_vcpus |= BIT(sv->v.index);
-		}
+		if (b && linear_is_offset(sv))
+			view_add(sv, b, sv->v.s.rip, global);
 		if (b)
 			host = c->rx + b->host_off;
 		cache_unlock(c);
@@ -739,7 +736,7 @@ static void undo_branch(struct soft_vcpu *sv, uint64_t at)
 
 	if (!b)
 		return;
-	s->rip = b->pc + cache_insn_at(sv->cache, b, at)->guest_off;
+	s->rip = block_pc(sv, b) + cache_insn_at(sv->cache, b, at)->guest_off;
 	if (!soft_fetch_insn(sv, &in, bytes)) {
 		s->rip = target;
 		return;

@@ -93,7 +93,7 @@ static bool fault_address(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 
 static void note_slow_site(struct soft_vcpu *sv, struct block *b, uint64_t guest_pc, bool misaligned)
 {
-	gpa_t gpa = b->gpa + (guest_pc - b->pc);
+	gpa_t gpa = b->gpa + (guest_pc - block_pc(sv, b));
 	struct site *s = site_of(sv, gpa);
 
 	cache_lock(sv->cache);
@@ -187,7 +187,7 @@ static uint64_t find_insn(struct soft_vcpu *sv, const ucontext_t *uc, const stru
 		if (m->dirty & (1u << (i - T2)))
 			sv->v.s.gpr[i] = (uint64_t)uc->uc_mcontext.gregs[reg_of[i]];
 	*insn_host = (uintptr_t)sv->cache->rx + b->host_off + m->host_off;
-	return b->pc + m->guest_off;
+	return block_pc(sv, b) + m->guest_off;
 }
 
 static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)

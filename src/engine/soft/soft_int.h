@@ -4,7 +4,7 @@
  * Translated code runs with GS base = the addend table of the current context. At fixed negative distances from it lie
  * the context's private page(s) (jump cache) and the vCPU itself (one memfd, mapped once per context):
  *
- *   gs - CTX_OFF  jump cache and code mappings (ITLB), private to the context
+ *   gs - CTX_OFF  jump cache and page bases (mmu/view.c), private to the context
  *                 a PROT_NONE page: alignment checks (CHECK_OFF) fault in it
  *   gs - VCPU_OFF struct soft_vcpu, shared
  *   gs            addend table: one 8-byte addend per guest page, 2^36 entries (512 GiB reserved, touched lazily)
@@ -21,24 +21,24 @@
 #define ENGINE_SOFT_INT_H
 
 /*
- * The jump cache has two places for a pc, chosen by two selections of its bits (13 each): functions at equal offsets of
- * different 8 KiB would otherwise push each other out all the time.
+ * The jump cache has two places for a pc, chosen by two selections of its bits (15 each): functions at equal offsets of
+ * different 32 KiB would otherwise push each other out all the time.
  */
-#define JC_MASK1 0x1fffu
-#define JC_MASK2 0x1ff0f0u
+#define JC_MASK1 0x7fffu
+#define JC_MASK2 0x7ff0f0u
 
 /* Byte distances below GS; also used by entry.c. */
 #define VCPU_OFF 0x10000
-#define JC_ENTRIES 8192
-#define CTX_PRIV_SIZE 0x21000
+#define JC_ENTRIES 32768
+#define CODE_SLOTS 32768
+#define CTX_PRIV_SIZE (JC_ENTRIES * 16 + CODE_SLOTS * 8)
 #define HOLE_SIZE 0x1000 /* PROT_NONE, between the private pages and the vCPU */
 #define CTX_OFF (VCPU_OFF + HOLE_SIZE + CTX_PRIV_SIZE)
 /* Alignment check: a load from here + 8 * (misaligned part of the address) succeeds for 0 and hits the hole otherwise. */
 #define CHECK_OFF (VCPU_OFF + HOLE_SIZE + 8)
 #define JC_NEG_OFF CTX_OFF                          /* int64: minus pc */
 #define JC_HOST_OFF (CTX_OFF - JC_ENTRIES * 8)      /* host address */
-#define ITLB_OFF (CTX_OFF - JC_ENTRIES * 16)        /* uint32: number of the mapping of a page with code, 0: unknown */
-#define ITLB_ENTRIES 1024
+#define BASE_OFF (CTX_OFF - JC_ENTRIES * 16)        /* uint64: by code slot, 1 + guest address of the page there; 0: unknown */
 
 #define T0 11
 #define T1 10
@@ -68,15 +68,27 @@ struct table_page {
 	bool used;       /* holds filled entries at all */
 };
 
-#define JC_LOG 512
+#define JC_LOG 2048
+
+#define VIEW_SEEN 4096
+#define VIEW_KINDS 2 /* user; supervisor: for both of its contexts */
+
+/* mmu/view.c: bookkeeping of jump cache and page bases */
+struct code_view {
+	uint8_t *gs;     /* of a context that has them in its private pages. NULL: unused */
+	uint32_t hflags; /* mode that the jump cache's entries were made in */
+	bool jc_nonglobal, jc_used;
+	bool absolute;   /* blocks without a slot are in the jump cache */
+	uint16_t jc_log[JC_LOG]; /* the places filled since the jump cache was emptied, while there are few */
+	unsigned njc_log, nfilled;
+	uint32_t *filled; /* slots whose base is known */
+	uint64_t global[CODE_SLOTS / 64];
+	uint64_t seen[VIEW_SEEN / 64]; /* guest pages with a base, hashed */
+};
 
 struct tlb_ctx {
 	uint8_t *gs; /* GS base: the table */
-	uint32_t hflags;       /* mode that the jump cache's entries were made in */
-	bool jc_nonglobal, jc_used;
-	uint64_t itlb_global[ITLB_ENTRIES / 64]; /* a bit for each entry: comes from a global mapping */
-	uint16_t jc_log[JC_LOG]; /* the places filled since the jump cache was emptied, while there are few */
-	unsigned njc_log;
+	struct code_view *view;
 	bool huge; /* filled from a page larger than 2 MiB since it was last emptied */
 	uint32_t npages, cap;
 	struct table_page *pages;
@@ -105,10 +117,11 @@ struct link;
 
 struct block {
 	/* what a look-up reads */
-	uint64_t pc;
+	uint64_t pc; /* when translated; with a slot, it runs wherever its page is mapped: block_pc */
 	gpa_t gpa;
 	struct block *hash_next;
 	uint32_t hflags;
+	uint32_t slot, slot2; /* code slots of its pages; 0: its host code holds addresses, and pc is where it runs */
 
 	gpa_t gpa2; /* second page of a block whose only instruction crosses a page end, else ~0 */
 	uint32_t host_off, host_len;
@@ -120,11 +133,10 @@ struct block {
 	bool region;
 	struct block *page_next[2];
 	struct link *incoming;
-	uint32_t mapping; /* number of (page of pc, page of gpa): see cache_mapping */
 	uint32_t map_off; /* first of ninsn entries in cache->map */
 };
 
-/* host code of instruction i starts at host_off and stands for guest pc block->pc + guest_off */
+/* host code of instruction i starts at host_off and stands for guest pc block_pc + guest_off */
 struct insn_map {
 	uint32_t host_off; /* from the block's start */
 	uint16_t guest_off;
@@ -134,13 +146,13 @@ struct insn_map {
 /* A direct exit of a block. */
 struct link {
 	uint64_t target;
-	uint32_t mapping; /* that its thunk checked last */
+	uint32_t slot; /* that its thunk checked last */
 	struct block *from, *to;
 	struct link *next; /* in to->incoming */
 	uint32_t patch_off;  /* cache offset of the rel32 that takes the exit */
 	uint32_t stub_off;   /* where it goes when unlinked */
 	uint32_t thunk_off;  /* checks the page's mapping: patch_off goes here when linked; 0 for a link within the page */
-	uint32_t thunk_id_off, thunk_jmp_off; /* disp32 and rel32 in the thunk */
+	uint32_t thunk_slot_off, thunk_jmp_off; /* disp32 and rel32 in the thunk */
 	uint32_t tail_off;   /* rel32 at the end of the stub: exit_chain, or the jump-cache look-up for what cannot be linked */
 };
 
@@ -211,6 +223,7 @@ struct soft_vcpu {
 	uint8_t *self;         /* VMM's mapping of this structure */
 	struct tlb_ctx *ctx;
 	struct tlb_ctx ctxs[CTX_SLOTS][CTX_KINDS];
+	struct code_view views[CTX_SLOTS][VIEW_KINDS];
 	uint16_t slot_pcid[CTX_SLOTS];
 	bool slot_valid[CTX_SLOTS];
 	uint64_t slot_used[CTX_SLOTS];
@@ -308,14 +321,21 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write);
 /* addr lies in a table of this vCPU: fill that table page with poisons. False: not a table address. */
 bool table_touch(struct soft_vcpu *sv, uint64_t addr);
 void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */
-/* With the lock of the code cache held, but jc_find. */
-void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global);
-void jc_remove(struct soft_vcpu *sv, uint64_t pc); /* from all contexts; any thread */
-void jc_clear_all(struct soft_vcpu *sv); /* any thread while the world stands still */
-const void *jc_find(struct soft_vcpu *sv, uint64_t pc);
-/* The page of b is mapped as b's mapping says, in the current context: thunks that lead there may jump. */
-void itlb_fill(struct soft_vcpu *sv, const struct block *b, bool global);
-static inline unsigned itlb_slot(uint64_t page) { return (unsigned)(page ^ page >> 10) & (ITLB_ENTRIES - 1); }
+
+/* mmu/view.c */
+bool view_init(struct code_view *w, uint8_t *gs, struct error *err);
+void view_fini(struct code_view *w);
+/* b may run at pc, whose page is mapped so now, in the current context. Lock of the code cache held. */
+void view_add(struct soft_vcpu *sv, struct block *b, uint64_t pc, bool global);
+/* Host code for pc by the jump cache; NULL: not there. */
+const void *view_find(struct soft_vcpu *sv, uint64_t pc);
+/* Guest address of b, which runs in the current context. */
+uint64_t block_pc(const struct soft_vcpu *sv, const struct block *b);
+void view_flush(struct soft_vcpu *sv, struct code_view *w, bool keep_global);
+void view_flush_page(struct soft_vcpu *sv, struct code_view *w, gva_t la);
+void view_set_mode(struct soft_vcpu *sv, struct code_view *w, uint32_t hflags);
+void view_drop_block(struct soft_vcpu *sv, const struct block *b); /* out of all jump caches; any thread */
+void view_forget_all(struct soft_vcpu *sv); /* any thread while the world stands still */
 
 /* mmu/mmu.c */
 /* gpa of the instruction byte at la; false: #PF raised. */
@@ -338,7 +358,6 @@ void cache_promote(struct soft_vcpu *sv, struct block *b);
 void cache_invalidate_page(struct code_cache *c, gpa_t gpa);
 /* len bytes of a page with code were written, not through ram_rw: drops what it must. True: the page's blocks. Any thread. */
 bool cache_code_write(struct code_cache *c, gpa_t gpa, unsigned len);
-bool cache_code_page_seen(struct code_cache *c, uint64_t page); /* a block was made from this linear page since the last flush */
 
 /* DF is kept in v.s.rflags, never in the host's: these two natives are not run as such. */
 static inline bool insn_is_cld_std(const struct insn *in)

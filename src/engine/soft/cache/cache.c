@@ -48,10 +48,9 @@ struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *
 	c->links = reserve(c->max_links * sizeof(*c->links));
 	c->map = reserve(c->max_map * sizeof(*c->map));
 	c->step_pool = reserve(c->max_steps * sizeof(*c->step_pool));
-	c->mappings = reserve(MAPPINGS * sizeof(*c->mappings));
 	c->pages = reserve((ram_size(e->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
 	fd = memfd_create("doppel-code", MFD_CLOEXEC);
-	if (fd < 0 || ftruncate(fd, (off_t)bytes) || !c->blocks || !c->links || !c->map || !c->step_pool || !c->mappings || !c->pages) {
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) || !c->blocks || !c->links || !c->map || !c->step_pool || !c->pages) {
 		error_set(err, "soft engine: cannot create a code cache of %zu bytes", bytes);
 		return NULL;
 	}
@@ -80,23 +79,22 @@ void cache_free(struct code_cache *c)
 	munmap(c->links, c->max_links * sizeof(*c->links));
 	munmap(c->map, c->max_map * sizeof(*c->map));
 	munmap(c->step_pool, c->max_steps * sizeof(*c->step_pool));
-	munmap(c->mappings, MAPPINGS * sizeof(*c->mappings));
 	munmap(c->pages, (ram_size(c->engine->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
 	munmap(c, sizeof(*c));
 }
 
-static unsigned block_hash(uint64_t pc, gpa_t gpa)
+static unsigned block_hash(uint64_t pc, gpa_t gpa, uint32_t hflags)
 {
-	uint64_t h = (pc ^ (gpa >> 3)) * UINT64_C(0x9e3779b97f4a7c15);
+	uint64_t h = ((hflags & HF_MODE) == MODE_64 ? gpa : gpa ^ pc << 20) * UINT64_C(0x9e3779b97f4a7c15);
 
 	return (unsigned)(h >> (64 - BLOCK_HASH_BITS));
 }
 
 struct block *cache_lookup_locked(struct code_cache *c, uint64_t pc, gpa_t gpa, uint32_t hflags)
 {
-	struct block *b = c->hash[block_hash(pc, gpa)];
+	struct block *b = c->hash[block_hash(pc, gpa, hflags)];
 
-	while (b && !(b->pc == pc && b->gpa == gpa && b->hflags == hflags))
+	while (b && !(b->gpa == gpa && b->hflags == hflags && (b->slot || b->pc == pc)))
 		b = b->hash_next;
 	return b;
 }
@@ -107,18 +105,6 @@ static uint64_t ram_page(const struct code_cache *c, gpa_t gpa)
 
 	ram_offset(c->engine->cfg.ram, gpa & ~(PAGE_SIZE - 1), &off);
 	return off >> PAGE_SHIFT;
-}
-
-static unsigned seen_index(uint64_t page)
-{
-	return (unsigned)((page * UINT64_C(0x9e3779b97f4a7c15)) >> 48);
-}
-
-bool cache_code_page_seen(struct code_cache *c, uint64_t page)
-{
-	unsigned i = seen_index(page & (BIT(36) - 1));
-
-	return c->seen[i >> 3] & (1u << (i & 7));
 }
 
 bool cache_watch_locked(struct code_cache *c, gpa_t gpa)
@@ -151,25 +137,16 @@ static void list_block(struct code_cache *c, struct block *b, unsigned which, gp
 		p->chunks |= BIT(i);
 }
 
-static void note_seen(struct code_cache *c, uint64_t page)
-{
-	unsigned i = seen_index(page & (BIT(36) - 1));
-
-	c->seen[i >> 3] |= (uint8_t)(1u << (i & 7));
-}
-
 void cache_insert_locked(struct code_cache *c, struct block *b)
 {
-	unsigned h = block_hash(b->pc, b->gpa), off = b->gpa & (PAGE_SIZE - 1);
+	unsigned h = block_hash(b->pc, b->gpa, b->hflags), off = b->gpa & (PAGE_SIZE - 1);
 
 	b->hash_next = c->hash[h];
 	c->hash[h] = b;
-	note_seen(c, b->pc >> PAGE_SHIFT);
 	if (!b->crossing) {
 		list_block(c, b, 0, b->gpa, off, off + b->guest_len - 1);
 		return;
 	}
-	note_seen(c, (b->pc >> PAGE_SHIFT) + 1);
 	list_block(c, b, 0, b->gpa, off, PAGE_SIZE - 1);
 	list_block(c, b, 1, b->gpa2, 0, (unsigned)(off + b->guest_len - 1 - PAGE_SIZE));
 }
@@ -241,21 +218,15 @@ static void patch_rel32(struct code_cache *c, uint32_t at, uint32_t target)
 	patch32(c, at, target - (at + 4));
 }
 
-uint32_t cache_mapping_locked(struct code_cache *c, uint64_t page, uint64_t gpa_page)
+uint32_t cache_slot_locked(struct code_cache *c, gpa_t gpa)
 {
-	uint64_t h = (page ^ gpa_page << 20) * UINT64_C(0x9e3779b97f4a7c15) >> 40;
-	struct mapping *m;
+	struct code_page *p = &c->pages[ram_page(c, gpa)];
 
-	for (;; h++) {
-		m = &c->mappings[h & (MAPPINGS - 1)];
-		if (!m->id)
-			break;
-		if (m->page == page && m->gpa_page == gpa_page)
-			return m->id;
+	if (!p->slot) {
+		p->slot = ++c->nslots; /* translate_room has looked */
+		c->slot_pages[p->slot] = (uint32_t)ram_page(c, gpa);
 	}
-	c->nmappings++;
-	*m = (struct mapping){.page = page, .gpa_page = gpa_page, .id = ++c->next_mapping};
-	return m->id;
+	return p->slot;
 }
 
 static void unlink_exit(struct code_cache *c, struct link *l)
@@ -272,7 +243,7 @@ static void unlink_exit(struct code_cache *c, struct link *l)
 /* With many vCPUs one may be between a thunk's check and its jump: it never comes to lead to another page. */
 static bool thunk_ok(struct code_cache *c, struct link *l, const struct block *to)
 {
-	if (c->engine->cfg.ncpus == 1 || !l->mapping || l->mapping == to->mapping)
+	if (c->engine->cfg.ncpus == 1 || !l->slot || l->slot == to->slot)
 		return true;
 	patch_rel32(c, l->tail_off, c->indirect);
 	return false;
@@ -294,8 +265,8 @@ void cache_link_locked(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 		}
 		patch_rel32(c, l->patch_off, to->host_off);
 	} else {
-		l->mapping = to->mapping;
-		patch32(c, l->thunk_id_off, 0u - to->mapping);
+		l->slot = to->slot;
+		patch32(c, l->thunk_slot_off, (uint32_t)BASE_FIELD(to->slot));
 		patch_rel32(c, l->thunk_jmp_off, to->host_off);
 		patch_rel32(c, l->patch_off, l->thunk_off);
 	}
@@ -307,7 +278,7 @@ void cache_link_locked(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 
 void block_kill_locked(struct code_cache *c, struct block *b)
 {
-	struct block **pp = &c->hash[block_hash(b->pc, b->gpa)];
+	struct block **pp = &c->hash[block_hash(b->pc, b->gpa, b->hflags)];
 
 	if (b->dead)
 		return;
@@ -321,7 +292,7 @@ void block_kill_locked(struct code_cache *c, struct block *b)
 	}
 	b->incoming = NULL;
 	for (uint64_t left = b->jc_vcpus; left; left &= left - 1)
-		jc_remove(c->engine->vcpus[__builtin_ctzll(left)], b->pc);
+		view_drop_block(c->engine->vcpus[__builtin_ctzll(left)], b);
 }
 
 void cache_promote(struct soft_vcpu *sv, struct block *b)
@@ -356,7 +327,7 @@ static bool invalidate_locked(struct code_cache *c, uint64_t n)
 	c->nwatched--;
 	c->watched[p->nr] = c->watched[c->nwatched];
 	c->pages[c->watched[p->nr]].nr = p->nr;
-	*p = (struct code_page){0};
+	*p = (struct code_page){.slot = p->slot};
 	__atomic_store_n(&e->watch[n], 0, __ATOMIC_SEQ_CST);
 	if (mprotect(e->ram_rw + (n << PAGE_SHIFT), PAGE_SIZE, PROT_READ | PROT_WRITE))
 		c->flush_wanted = true;
@@ -397,9 +368,9 @@ static void flush_locked(struct code_cache *c)
 	}
 	memset(c->hash, 0, sizeof(c->hash));
 	memset(c->steps, 0, sizeof(c->steps));
-	memset(c->seen, 0, sizeof(c->seen));
-	memset(c->mappings, 0, MAPPINGS * sizeof(*c->mappings));
-	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nmappings = c->nwatched = 0;
+	for (uint32_t i = 1; i <= c->nslots; i++)
+		c->pages[c->slot_pages[i]].slot = 0;
+	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nslots = c->nwatched = 0;
 	c->used = c->prologue_end;
 	c->flush_wanted = false;
 	c->flushes++;
@@ -413,9 +384,9 @@ void cache_flush(struct soft_vcpu *sv)
 	cache_lock(sv->cache); /* devices do not stand still */
 	flush_locked(sv->cache);
 	if (e->steps_only)
-		jc_clear_all(sv);
+		view_forget_all(sv);
 	for (unsigned i = 0; !e->steps_only && i < e->cfg.ncpus; i++)
-		jc_clear_all(e->vcpus[i]);
+		view_forget_all(e->vcpus[i]);
 	cache_unlock(sv->cache);
 	soft_start_world(sv);
 	sv->stats.flushes++;

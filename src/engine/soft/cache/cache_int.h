@@ -24,7 +24,6 @@
 #define BLOCK_HASH_BITS 18 /* so that a full cache has two blocks in a chain */
 #define BLOCK_HASH (1u << BLOCK_HASH_BITS)
 #define STEP_HASH 4096
-#define SEEN_HASH 65536
 #define HOT_HASH 65536
 /* Each protected page may split the guest's RAM view into two more mappings; the host's default limit is 65,530. */
 #define MAX_PROTECTED 16000
@@ -35,18 +34,8 @@ struct code_page {
 	uint64_t chunks; /* 64-byte chunks that hold translated bytes */
 	uint32_t spared; /* writes beside the code that were let through */
 	uint32_t nr;     /* in watched[] */
+	uint32_t slot;   /* where contexts note the guest address that it is mapped at; 0: none yet. Kept until everything is flushed */
 };
-
-/*
- * A page of guest addresses with code, mapped to a guest-physical page, has a number. Each context's ITLB holds the numbers
- * of the mappings known to be in force; a jump to another page compares. So a TLB flush drops nothing but ITLB entries:
- * blocks and chains live on, and work again when the page proves to be mapped as before.
- */
-struct mapping {
-	uint64_t page, gpa_page;
-	uint32_t id; /* 0: free; never given twice */
-};
-#define MAPPINGS 131072 /* hash table, at most half full */
 
 struct step_stub {
 	uint8_t bytes[16];
@@ -81,18 +70,20 @@ struct code_cache {
 	struct step_stub *steps[STEP_HASH], *step_pool;
 	uint32_t nsteps, max_steps;
 	struct code_page *pages; /* by memfd page, lazily touched */
-	struct mapping *mappings;
-	uint32_t nmappings, next_mapping;
+	uint32_t nslots;             /* code slots given */
+	uint32_t slot_pages[CODE_SLOTS]; /* RAM page of each */
 	uint64_t watched[MAX_PROTECTED + 2]; /* RAM pages, in no order */
 	uint32_t nwatched;
 	uint32_t flushes;
 	struct site sites[4096];
-	uint8_t seen[SEEN_HASH / 8]; /* linear pages with code, hashed: false positives only cost a flush */
 	bool flush_wanted;
 	uint8_t hot[HOT_HASH / 8]; /* guest-physical addresses whose code is worth a region, hashed */
 	bool all_hot;        /* of tests */
 	bool misaligned_sse; /* the host has MXCSR.MM: aligned SSE forms may be told not to fault */
 };
+
+/* Page base of a code slot, from GS on. */
+#define BASE_FIELD(slot) (-(int32_t)BASE_OFF + 8 * (int32_t)(slot))
 
 static inline void cache_lock(struct code_cache *c) { pthread_mutex_lock(&c->lock); }
 static inline void cache_unlock(struct code_cache *c) { pthread_mutex_unlock(&c->lock); }
@@ -122,7 +113,8 @@ void cache_insert_locked(struct code_cache *c, struct block *b);
 /* Take b out of everything that leads to it. Its host code stays until the next flush: it may be running. */
 void block_kill_locked(struct code_cache *c, struct block *b);
 void cache_link_locked(struct soft_vcpu *sv, uint32_t link_no, struct block *to);
-uint32_t cache_mapping_locked(struct code_cache *c, uint64_t page, uint64_t gpa_page);
+/* The code slot of the page at gpa. */
+uint32_t cache_slot_locked(struct code_cache *c, gpa_t gpa);
 /* The guest's code of b is still what was translated. Any thread, no lock. */
 bool cache_block_intact(const struct code_cache *c, const struct block *b);
 uint32_t cache_code_sum(const uint8_t *code, unsigned len);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine/soft/mmu/mmu.h"
 
@@ -21,56 +22,13 @@ static int64_t *entry_of(const struct tlb_ctx *c, uint64_t index)
 	return (int64_t *)c->gs + index;
 }
 
-static uint32_t *itlb_of(const struct tlb_ctx *c)
-{
-	return (uint32_t *)(c->gs - ITLB_OFF);
-}
-
-void itlb_fill(struct soft_vcpu *sv, const struct block *b, bool global)
-{
-	struct tlb_ctx *c = sv->ctx;
-	unsigned i = itlb_slot(b->pc >> PAGE_SHIFT);
-
-	itlb_of(c)[i] = b->mapping;
-	if (global)
-		c->itlb_global[i / 64] |= BIT(i % 64);
-	else
-		c->itlb_global[i / 64] &= ~BIT(i % 64);
-}
-
-static void itlb_flush(struct tlb_ctx *c, bool keep_global)
-{
-	uint32_t *id = itlb_of(c);
-
-	for (unsigned i = 0; i < ITLB_ENTRIES; i += 64) {
-		if (!keep_global)
-			c->itlb_global[i / 64] = 0;
-		if (!c->itlb_global[i / 64])
-			memset(&id[i], 0, 64 * sizeof(*id));
-		else
-			for (unsigned j = 0; j < 64; j++)
-				if (!(c->itlb_global[i / 64] & BIT(j)))
-					id[i + j] = 0;
-	}
-}
-
 static size_t table_bytes(const struct soft_vcpu *sv) { return sv->v.engine->steps_only ? PAGE_SIZE : TABLE_BYTES; }
 
-/* An empty jump-cache entry holds a pc that is never looked up in its place: 0 belongs to place 0 alone, 0x11 to 0x11 and 1. */
-static int64_t jc_empty(unsigned place)
-{
-	return place ? 0 : -0x11;
-}
-
-static void jc_fill_empty(struct tlb_ctx *c)
-{
-	for (unsigned i = 0; i < JC_ENTRIES; i++)
-		((int64_t *)(c->gs - JC_NEG_OFF))[i] = jc_empty(i);
-}
-
-static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struct error *err)
+/* view_fd: the private pages of the supervisor contexts, at view_at; -1: the context's own. */
+static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, int view_fd, off_t view_at, struct error *err)
 {
 	size_t before = align_up(CTX_OFF, 0x10000);
+	int flags = MAP_FIXED | (view_fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
 	uint8_t *p = mmap(NULL, before + table_bytes(sv), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
@@ -78,33 +36,58 @@ static bool ctx_init(struct soft_vcpu *sv, struct tlb_ctx *c, int vcpu_fd, struc
 		       error_hint(err, "raise the limit of virtual memory (ulimit -v unlimited)");
 	c->gs = p + before;
 	if (mmap(c->gs - VCPU_OFF, VCPU_OFF, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, vcpu_fd, 0) == MAP_FAILED ||
-	    mmap(c->gs - CTX_OFF, CTX_PRIV_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+	    mmap(c->gs - CTX_OFF, CTX_PRIV_SIZE, PROT_READ | PROT_WRITE, flags, view_fd, view_at) == MAP_FAILED)
 		return error_set(err, "soft engine: cannot map the vCPU area");
 	c->set_size = 256;
 	c->set = calloc(c->set_size, sizeof(*c->set));
-	jc_fill_empty(c);
 	return c->set != NULL || error_set(err, "out of memory");
+}
+
+static bool contexts_init(struct soft_vcpu *sv, int vcpu_fd, int view_fd, struct error *err)
+{
+	bool one = sv->v.engine->steps_only; /* all are the same one */
+
+	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
+		for (unsigned k = 0; k < CTX_KINDS; k++) {
+			struct tlb_ctx *c = &sv->ctxs[s][k];
+			struct code_view *w = &sv->views[s][k != CTX_USER];
+
+			if (one && s + k) {
+				*c = sv->ctxs[0][0];
+				continue;
+			}
+			if (!ctx_init(sv, c, vcpu_fd, k == CTX_USER ? -1 : view_fd, (off_t)s * CTX_PRIV_SIZE, err))
+				return false;
+			c->view = w;
+			if (!w->gs && !view_init(w, c->gs, err))
+				return false;
+		}
+	}
+	return true;
 }
 
 bool table_init(struct soft_vcpu *sv, int vcpu_fd, struct error *err)
 {
-	bool one = sv->v.engine->steps_only; /* all are the same one */
+	int fd = memfd_create("doppel-view", MFD_CLOEXEC);
+	bool ok = fd >= 0 && !ftruncate(fd, (off_t)sv->v.engine->slots * CTX_PRIV_SIZE);
 
-	for (unsigned s = 0; s < sv->v.engine->slots; s++)
-		for (unsigned k = 0; k < CTX_KINDS; k++)
-			if (one && s + k)
-				sv->ctxs[s][k] = sv->ctxs[0][0];
-			else if (!ctx_init(sv, &sv->ctxs[s][k], vcpu_fd, err))
-				return false;
+	if (!ok)
+		error_set(err, "soft engine: out of memory for the jump caches");
+	ok = ok && contexts_init(sv, vcpu_fd, fd, err);
+	if (fd >= 0)
+		close(fd);
 	sv->slot_valid[0] = true;
 	sv->ctx = &sv->ctxs[0][CTX_KERNEL];
-	return true;
+	return ok;
 }
 
 void table_fini(struct soft_vcpu *sv)
 {
 	size_t before = align_up(CTX_OFF, 0x10000);
 
+	for (unsigned s = 0; s < sv->v.engine->slots; s++)
+		for (unsigned k = 0; k < VIEW_KINDS; k++)
+			view_fini(&sv->views[s][k]);
 	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
 		for (unsigned k = 0; k < CTX_KINDS; k++) {
 			struct tlb_ctx *c = &sv->ctxs[s][k];
@@ -321,107 +304,15 @@ static void ctx_flush(struct soft_vcpu *sv, struct tlb_ctx *c, bool keep_global)
 	}
 }
 
-static void jc_clear(struct soft_vcpu *sv, struct tlb_ctx *c)
-{
-	if (!c->jc_used)
-		return;
-	if (c->njc_log <= JC_LOG)
-		for (unsigned i = 0; i < c->njc_log; i++)
-			((int64_t *)(c->gs - JC_NEG_OFF))[c->jc_log[i]] = jc_empty(c->jc_log[i]);
-	else
-		jc_fill_empty(c);
-	c->njc_log = 0;
-	c->jc_used = c->jc_nonglobal = false;
-	sv->stats.jc_clears++;
-}
-
-static void ctx_forget_code(struct soft_vcpu *sv, struct tlb_ctx *c)
-{
-	itlb_flush(c, false);
-	jc_clear(sv, c);
-}
-
-void jc_clear_all(struct soft_vcpu *sv)
-{
-	for (unsigned s = 0; s < sv->v.engine->slots; s++)
-		for (unsigned k = 0; k < CTX_KINDS; k++)
-			ctx_forget_code(sv, &sv->ctxs[s][k]);
-}
-
-static unsigned jc_place(uint64_t pc, bool second)
-{
-	/* what PEXT with JC_MASK2 gives: bits 4-7, 12-20 */
-	return second ? (unsigned)((pc >> 4 & 0xf) | (pc >> 12 & 0x1ff) << 4) : (unsigned)(pc & JC_MASK1);
-}
-
-static void jc_note(struct tlb_ctx *c, unsigned place)
-{
-	if (c->njc_log < JC_LOG)
-		c->jc_log[c->njc_log] = (uint16_t)place;
-	if (c->njc_log <= JC_LOG)
-		c->njc_log++;
-}
-
-void jc_insert(struct soft_vcpu *sv, uint64_t pc, void *host, bool global)
-{
-	struct tlb_ctx *c = sv->ctx;
-	int64_t *neg = (int64_t *)(c->gs - JC_NEG_OFF);
-	void **to = (void **)(c->gs - JC_HOST_OFF);
-	unsigned i = jc_place(pc, false), other;
-
-	if (neg[i] != jc_empty(i) && neg[i] != -(int64_t)pc) { /* who was here moves to its second place */
-		other = jc_place((uint64_t)-neg[i], true);
-		neg[other] = neg[i];
-		to[other] = to[i];
-		jc_note(c, other);
-	}
-	jc_note(c, i);
-	neg[i] = -(int64_t)pc;
-	to[i] = host;
-	c->jc_used = true;
-	c->jc_nonglobal |= !global;
-}
-
-const void *jc_find(struct soft_vcpu *sv, uint64_t pc)
-{
-	const int64_t *neg = (const int64_t *)(sv->ctx->gs - JC_NEG_OFF);
-	void *const *to = (void *const *)(sv->ctx->gs - JC_HOST_OFF);
-
-	for (unsigned second = 0; second < 2; second++) {
-		unsigned i = jc_place(pc, second);
-
-		if (__atomic_load_n(&neg[i], __ATOMIC_RELAXED) == -(int64_t)pc)
-			return to[i];
-	}
-	return NULL;
-}
-
-void jc_remove(struct soft_vcpu *sv, uint64_t pc)
-{
-	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
-		for (unsigned k = 0; k < CTX_KINDS; k++) {
-			int64_t *neg = (int64_t *)(sv->ctxs[s][k].gs - JC_NEG_OFF);
-
-			for (unsigned second = 0; second < 2; second++) {
-				unsigned i = jc_place(pc, second);
-
-				if (__atomic_load_n(&neg[i], __ATOMIC_RELAXED) == -(int64_t)pc)
-					__atomic_store_n(&neg[i], jc_empty(i), __ATOMIC_RELAXED);
-			}
-		}
-	}
-}
-
 static void slot_flush(struct soft_vcpu *sv, unsigned slot, bool keep_global)
 {
 	for (unsigned k = 0; k < CTX_KINDS; k++) {
 		struct tlb_ctx *c = &sv->ctxs[slot][k];
 
 		ctx_flush(sv, c, keep_global);
-		itlb_flush(c, keep_global);
-		if (!keep_global || c->jc_nonglobal)
-			jc_clear(sv, c);
 	}
+	for (unsigned k = 0; k < VIEW_KINDS; k++)
+		view_flush(sv, &sv->views[slot][k], keep_global);
 }
 
 /* The slot of a PCID: the least recently used one is emptied when it has none. */
@@ -447,15 +338,6 @@ static unsigned slot_of(struct soft_vcpu *sv, unsigned pcid, bool make, bool *fo
 	return lru;
 }
 
-/* The jump cache of a context holds blocks of one mode. */
-static void ctx_set_mode(struct soft_vcpu *sv, struct tlb_ctx *c)
-{
-	if (c->hflags != sv->hflags) {
-		jc_clear(sv, c);
-		c->hflags = sv->hflags;
-	}
-}
-
 void table_select(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
@@ -472,9 +354,7 @@ void table_select(struct soft_vcpu *sv)
 	else
 		kind = (s->cr4 & CR4_SMAP) && (s->rflags & FL_AC) ? CTX_KERNEL_AC : CTX_KERNEL;
 	sv->ctx = &sv->ctxs[sv->slot][kind];
-	ctx_set_mode(sv, sv->ctx);
-	if (kind != CTX_USER) /* STAC and CLAC switch between these two without coming here */
-		ctx_set_mode(sv, &sv->ctxs[sv->slot][kind == CTX_KERNEL ? CTX_KERNEL_AC : CTX_KERNEL]);
+	view_set_mode(sv, sv->ctx->view, sv->hflags);
 	sv->gs_kernel = (uintptr_t)sv->ctxs[sv->slot][CTX_KERNEL].gs;
 	sv->gs_kernel_ac = (uintptr_t)sv->ctxs[sv->slot][CTX_KERNEL_AC].gs;
 }
@@ -511,7 +391,7 @@ void mmu_flush_pcid(struct vcpu *v, unsigned pcid)
 	sv->ctlb_gen++;
 }
 
-static void ctx_flush_page(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, bool code)
+static void ctx_flush_page(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la)
 {
 	uint64_t index = (la & (BIT(48) - 1)) >> PAGE_SHIFT;
 	struct table_page *tp = page_find(c, (uint32_t)(index >> 9));
@@ -524,21 +404,19 @@ static void ctx_flush_page(struct soft_vcpu *sv, struct tlb_ctx *c, gva_t la, bo
 		page_poison(sv, c, tp->number);
 		tp->used = tp->nonglobal = false;
 	}
-	if (code) {
-		itlb_of(c)[itlb_slot((la & (BIT(48) - 1)) >> PAGE_SHIFT)] = 0;
-		jc_clear(sv, c);
-	}
 }
 
 void mmu_flush_page(struct vcpu *v, gva_t la)
 {
 	struct soft_vcpu *sv = soft_vcpu(v);
-	bool code = cache_code_page_seen(sv->cache, la >> PAGE_SHIFT);
 
 	/* the entry may have been a global one of any slot */
-	for (unsigned s = 0; s < sv->v.engine->slots; s++)
+	for (unsigned s = 0; s < sv->v.engine->slots; s++) {
 		for (unsigned k = 0; k < CTX_KINDS; k++)
-			ctx_flush_page(sv, &sv->ctxs[s][k], la, code);
+			ctx_flush_page(sv, &sv->ctxs[s][k], la);
+		for (unsigned k = 0; k < VIEW_KINDS; k++)
+			view_flush_page(sv, &sv->views[s][k], la);
+	}
 	sv->ctlb_gen++;
 }
 

@@ -26,9 +26,25 @@ bool trans_linear_page_differs(const struct trans *t, uint64_t target)
 	return ((t->b->pc ^ target) >> PAGE_SHIFT) != 0;
 }
 
+void trans_pc(struct trans *t, unsigned to, uint64_t pc)
+{
+	int64_t off = (int64_t)(pc - t->page_pc) - 1; /* bases are kept with 1 added */
+
+	if (!t->slot) {
+		e_mov_imm(&t->e, to, pc);
+		return;
+	}
+	e_load_gs(&t->e, to, BASE_FIELD(t->slot));
+	if (off > INT32_MAX) { /* a branch's reach, and the place in the page */
+		e_lea(&t->e, 1, to, (int)to, -1, 0, PAGE_SIZE);
+		off -= PAGE_SIZE;
+	}
+	e_lea(&t->e, 1, to, (int)to, -1, 0, (int32_t)off);
+}
+
 static void exit_to(struct trans *t, uint64_t pc, uint32_t prologue)
 {
-	e_mov_imm(&t->e, T0, pc);
+	trans_pc(t, T0, pc);
 	e_jmp_to(&t->e, prologue);
 }
 
@@ -48,19 +64,23 @@ void trans_goto(struct trans *t, uint64_t target, uint32_t rel32_at)
 	t->links[t->nlinks++] = l;
 }
 
+/* Into another page: is it mapped as far from this one as it was when the exit was chained? */
 static void emit_thunk(struct trans *t, struct link *l)
 {
 	struct emit *e = &t->e;
+	int64_t distance = (int64_t)((l->target & ~(PAGE_SIZE - 1)) - t->page_pc);
 	uint32_t hit;
 
 	l->thunk_off = e_off(e);
 	e_mov(e, T1, R_CX);
-	e_load_gs32(e, R_CX, -ITLB_OFF + 4 * (int32_t)itlb_slot(l->target >> PAGE_SHIFT));
-	e_align_field(e, 2, FILL_NOP);
-	e8(e, 0x8d); /* lea ecx, [rcx - mapping] */
-	e8(e, 0x89);
-	e32(e, 0);
-	l->thunk_id_off = e_off(e) - 4;
+	e_load_gs(e, T0, BASE_FIELD(t->slot));
+	e_align_field(e, 5, FILL_NOP);
+	e_load_gs(e, R_CX, 0); /* the base of the target's slot */
+	l->thunk_slot_off = e_off(e) - 4;
+	e8(e, 0x49); /* not r11 */
+	e8(e, 0xf7);
+	e8(e, 0xd3);
+	e_lea(e, 1, R_CX, R_CX, T0, 0, (int32_t)(1 - distance));
 	hit = e_jrcxz(e, 8);
 	e_mov(e, R_CX, T1);
 	e_jmp_to(e, l->stub_off);
@@ -84,9 +104,19 @@ void trans_forward(struct trans *t, uint64_t target, uint32_t rel32_at)
 	memcpy(f->residue, t->residue, sizeof(f->residue));
 }
 
+/* Its displacement has room for the distance. */
+static bool thunk_reaches(const struct trans *t, uint64_t target)
+{
+	int64_t d = (int64_t)(target - t->page_pc);
+
+	return d > -INT32_MAX + (int)PAGE_SIZE && d < INT32_MAX - (int)PAGE_SIZE;
+}
+
 void trans_finish(struct trans *t)
 {
 	struct emit *e = &t->e;
+
+	bool other_page;
 
 	for (unsigned i = 0; i < t->nforward; i++) { /* places that were not reached */
 		e_patch32(e, t->forward[i].rel32_at, e_off(e));
@@ -107,12 +137,17 @@ void trans_finish(struct trans *t)
 			exit_to(t, l->target, t->c->exit_lookup);
 			continue;
 		}
-		e_mov_imm(e, T0, l->target);
+		/* an instruction that crosses the page end is a block of its own and depends on the next page too */
+		other_page = t->b->crossing || trans_linear_page_differs(t, l->target) || (l->target & (PAGE_SIZE - 1)) > PAGE_SIZE - INSN_MAX_LEN;
+		if (other_page && (!t->slot || !thunk_reaches(t, l->target))) {
+			exit_to(t, l->target, t->c->indirect);
+			continue;
+		}
+		trans_pc(t, T0, l->target);
 		e_store_gs_imm(e, GS(exit_arg), (uint32_t)(l - t->c->links));
 		l->tail_off = e_jmp_link(e);
 		e_patch32(e, l->tail_off, t->c->exit_chain);
-		/* an instruction that crosses the page end is a block of its own and depends on the next page too */
-		if (t->b->crossing || trans_linear_page_differs(t, l->target) || (l->target & (PAGE_SIZE - 1)) > PAGE_SIZE - INSN_MAX_LEN)
+		if (other_page)
 			emit_thunk(t, l);
 	}
 }
@@ -297,7 +332,12 @@ static bool call(struct trans *t, const struct insn *in, unsigned width)
 	if (in->kind == INSN_CALL_REL && target <= t->pc)
 		trans_poll(t);
 	push_op(t, width, &op);
-	store_imm(t, width, (int64_t)t->next, &op);
+	if (t->slot) {
+		trans_pc(t, T2, t->next);
+		store(t, width, T2, &op);
+	} else {
+		store_imm(t, width, (int64_t)t->next, &op);
+	}
 	add_sp(t, -(int32_t)width);
 	if (in->kind == INSN_CALL_IND) {
 		jump_indirect(t);

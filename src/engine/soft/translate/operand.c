@@ -158,7 +158,13 @@ static void offset(struct trans *t, const struct insn *in, unsigned to, bool wid
 	int32_t disp = (int32_t)in->disp;
 
 	if (in->rip_rel || (base < 0 && index < 0)) {
-		e_mov_imm(e, to, wide ? fixed_address(t, in) : (uint32_t)fixed_address(t, in));
+		if (in->rip_rel && t->slot) {
+			trans_pc(t, to, t->next + (uint64_t)in->disp);
+			if (!wide)
+				e_mov32(e, to, to);
+		} else {
+			e_mov_imm(e, to, wide ? fixed_address(t, in) : (uint32_t)fixed_address(t, in));
+		}
 		return;
 	}
 	if (!t->direct && demoted(base)) {
@@ -198,7 +204,7 @@ bool trans_address_fixed(const struct trans *t, const struct insn *in)
 {
 	uint64_t ea;
 
-	if (t->mode != MODE_64 || in->kind == INSN_MASKMOV || in->base >= 0 || in->index >= 0 || needs_base(t, in))
+	if (t->mode != MODE_64 || in->kind == INSN_MASKMOV || in->base >= 0 || in->index >= 0 || needs_base(t, in) || (in->rip_rel && t->slot))
 		return false;
 	ea = fixed_address(t, in);
 	return ea == (uint64_t)(int64_t)(int32_t)ea && (ea & (PAGE_SIZE - 1)) + in->mem_size <= PAGE_SIZE;
@@ -212,7 +218,8 @@ bool trans_address_simple(const struct trans *t, const struct insn *in)
 void trans_look_up(struct trans *t, const struct insn *in, unsigned size, struct operand *op)
 {
 	struct emit *e = &t->e;
-	bool fixed = in->rip_rel && t->mode == MODE_64 && (fixed_address(t, in) & (size - 1)) == 0 && (size & (size - 1)) == 0;
+	/* where a page lies changes no low bits */
+	bool fixed = in->rip_rel && t->mode == MODE_64 && in->asz == 8 && (fixed_address(t, in) & (size - 1)) == 0 && (size & (size - 1)) == 0;
 
 	if (needs_base(t, in)) {
 		fixed = false;

@@ -39,6 +39,8 @@ struct trans {
 	uint64_t pc;       /* of the current instruction */
 	uint64_t next;     /* of the one after it */
 	gpa_t gpa;         /* of the current instruction */
+	uint32_t slot;     /* not 0: the block runs wherever its page is mapped (trans_pc) */
+	uint64_t page_pc;  /* of the page's first byte */
 	uint64_t code_base; /* CS base: linear address = code_base + pc */
 	unsigned nool, nlinks, ncode, nforward;
 	bool ended;
@@ -94,6 +96,8 @@ void trans_lea(struct trans *t, const struct insn *in);
 /* Load GPR n into a register: itself when it is in the host's, else into scratch (returned). */
 unsigned trans_gpr(struct trans *t, unsigned n, unsigned scratch);
 
+/* A guest code address into a register. */
+void trans_pc(struct trans *t, unsigned to, uint64_t pc);
 /* translate.c: branches with a fast form; they end a block */
 bool trans_is_branch(const struct insn *in);
 /* flow.c: true when the instruction was translated, false: leave it to the slow path */

@@ -106,7 +106,7 @@ static void fall_through(struct trans *t)
 {
 	trans_forget(t);
 	if (t->irq_poll) {
-		e_mov_imm(&t->e, T0, t->pc);
+		trans_pc(t, T0, t->pc);
 		e_jmp_to(&t->e, t->c->exit_lookup);
 	} else {
 		if (t->pc <= t->b->pc)
@@ -220,6 +220,8 @@ static bool translate_crossing(struct trans *t, const uint8_t *page)
 	if (!cache_watch_locked(t->c, t->b->gpa2))
 		return false;
 	t->b->crossing = true;
+	if (t->slot)
+		t->b->slot2 = cache_slot_locked(t->c, t->b->gpa2);
 	memcpy(t->code, page + PAGE_SIZE - n, n);
 	memcpy(t->code + n, second, INSN_MAX_LEN);
 	append(t, t->code, INSN_MAX_LEN);
@@ -231,7 +233,7 @@ static bool translate_crossing(struct trans *t, const uint8_t *page)
 bool translate_room(const struct code_cache *c)
 {
 	return c->used + MAX_BLOCK_BYTES <= c->size && c->nblocks < c->max_blocks && c->nlinks + MAX_BLOCK_LINKS <= c->max_links &&
-	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && c->nmappings < MAPPINGS / 2 && !c->flush_wanted;
+	       c->nmap + MAX_BLOCK_INSNS + 1 <= c->max_map && c->nslots + 2 < CODE_SLOTS && !c->flush_wanted;
 }
 
 struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
@@ -250,8 +252,7 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 		return NULL;
 	c->used = (c->used + 15) & ~15ul;
 	b = &c->blocks[c->nblocks];
-	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap,
-			     .mapping = cache_mapping_locked(c, pc >> PAGE_SHIFT, gpa >> PAGE_SHIFT)};
+	*b = (struct block){.pc = pc, .gpa = gpa, .gpa2 = ~UINT64_C(0), .hflags = sv->hflags, .host_off = (uint32_t)c->used, .map_off = c->nmap};
 	memset(&t, 0, offsetof(struct trans, ool));
 	t.sv = sv;
 	t.c = c;
@@ -261,6 +262,8 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 	t.pc = pc;
 	t.gpa = gpa;
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
+	t.slot = b->slot = t.mode == MODE_64 ? cache_slot_locked(c, gpa) : 0;
+	t.page_pc = pc & ~(PAGE_SIZE - 1);
 	t.region = b->region = t.mode == MODE_64 && cache_is_hot(c, gpa);
 	memset(t.residue, NO_RESIDUE, sizeof(t.residue));
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
@@ -269,7 +272,9 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 		t.e.p = c->rw + c->used;
 		c->nlinks -= t.nlinks;
 		t.nlinks = 0;
-		t.region = b->region = false;
+		t.slot = b->slot = t.mode == MODE_64 ? cache_slot_locked(c, gpa) : 0;
+	t.page_pc = pc & ~(PAGE_SIZE - 1);
+	t.region = b->region = false;
 		t.ended = false;
 		if (!translate_crossing(&t, page))
 			return NULL;
