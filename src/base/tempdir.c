@@ -24,7 +24,8 @@ bool tempdir_make(struct tempdir *t, const char *target, struct error *err)
 	const char *base = base_name(target);
 	int n = snprintf(t->path, sizeof(t->path), "%.*s.%.200s.XXXXXX", dir_len(target), target, base), e;
 
-	if (n >= (int)sizeof(t->path) || strlen(base) > NAME_MAX || !base[0] || !strcmp(base, ".") || !strcmp(base, "..")) {
+	if (n >= (int)sizeof(t->path) || strlen(base) > NAME_MAX || !base[0] || !strcmp(base, ".") ||
+	    !strcmp(base, "..")) {
 		t->path[0] = 0;
 		error_set(err, "%s: not a usable file name", target);
 		return error_hint(err, "choose another name");
@@ -35,7 +36,8 @@ bool tempdir_make(struct tempdir *t, const char *target, struct error *err)
 	e = errno;
 	t->path[0] = 0;
 	error_set(err, "%s: cannot be made: %s", target, strerror(e));
-	return error_hint(err, e == ENOSPC ? "free some space on that file system" : "check that its directory is there and writable");
+	return error_hint(err, e == ENOSPC ? "free some space on that file system"
+					   : "check that its directory is there and writable");
 }
 
 bool tempdir_file(const struct tempdir *t, const char *name, char out[PATH_MAX], struct error *err)
@@ -65,7 +67,8 @@ static bool sync_parent(const char *target, struct error *err)
 }
 
 /* Calls fn for each file but the target's; stops at false. */
-static bool each_file(struct tempdir *t, bool (*fn)(struct tempdir *, const char *from, const char *to, struct error *), struct error *err)
+static bool each_file(struct tempdir *t, bool (*fn)(struct tempdir *, const char *from, const char *to, struct error *),
+		      struct error *err)
 {
 	DIR *dir = opendir(t->path);
 	struct dirent *e;
@@ -95,7 +98,8 @@ static bool is_free(struct tempdir *t, const char *from, const char *to, struct 
 
 static bool move(struct tempdir *t, const char *from, const char *to, struct error *err)
 {
-	return renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0 || error_set(err, "%s: %s", to, strerror(errno));
+	return renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0 ||
+	       error_set(err, "%s: %s", to, strerror(errno));
 }
 
 bool tempdir_publish(struct tempdir *t, struct error *err)

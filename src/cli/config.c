@@ -108,8 +108,10 @@ static bool add_json(struct config *c, const char *dir, const char *option, cons
 	char number[32];
 
 	switch (json_typeof(v)) {
-	case JSON_TRUE: return config_add(c, option, NULL, err);
-	case JSON_FALSE: return true;
+	case JSON_TRUE:
+		return config_add(c, option, NULL, err);
+	case JSON_FALSE:
+		return true;
 	case JSON_INTEGER:
 		snprintf(number, sizeof(number), "%lld", (long long)json_integer_value(v));
 		return config_add(c, option, number, err);
@@ -129,7 +131,8 @@ static bool add_all(struct config *c, const char *dir, json_t *root, struct erro
 	json_t *v, *one;
 	size_t i;
 
-	json_object_foreach(root, option, v) {
+	json_object_foreach(root, option, v)
+	{
 		if (!option_ok(option)) {
 			error_set(err, "'%.32s' is no option", option);
 			return error_hint(err, "the keys are the long options of doppel run, without the dashes");
@@ -139,9 +142,7 @@ static bool add_all(struct config *c, const char *dir, json_t *root, struct erro
 				return false;
 			continue;
 		}
-		json_array_foreach(v, i, one)
-			if (!add_json(c, dir, option, one, err))
-				return false;
+		json_array_foreach(v, i, one) if (!add_json(c, dir, option, one, err)) return false;
 	}
 	return true;
 }
@@ -191,7 +192,8 @@ static json_t *as_object(const struct config *c)
 
 	for (unsigned i = 0; root && i < c->n; i++) {
 		const struct config_item *it = &c->items[i];
-		json_t *old = json_object_get(root, it->option), *v = it->value ? to_json(it->value) : json_true(), *list;
+		json_t *old = json_object_get(root, it->option), *v = it->value ? to_json(it->value) : json_true(),
+		       *list;
 
 		if (!v) {
 			json_decref(root);
@@ -241,7 +243,8 @@ bool config_write(const struct config *c, const char *path, struct error *err)
 	if (snprintf(temp, sizeof(temp), "%s.XXXXXX", path) < (int)sizeof(temp))
 		fd = mkostemp(temp, O_CLOEXEC);
 	if (fd >= 0) {
-		ok = write_all(fd, text, strlen(text)) && write_all(fd, "\n", 1) && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
+		ok = write_all(fd, text, strlen(text)) && write_all(fd, "\n", 1) && fchmod(fd, 0644) == 0 &&
+		     fsync(fd) == 0;
 		ok = close(fd) == 0 && ok && rename(temp, path) == 0;
 		if (!ok)
 			error_set(err, "configuration %s: %s", path, strerror(errno));
@@ -329,5 +332,6 @@ bool config_machine_dir(const char *name, char out[PATH_MAX], struct error *err)
 	if (!config_machines_dir(out, err))
 		return false;
 	n = strlen(out);
-	return snprintf(out + n, PATH_MAX - n, "/%s", name) < (int)(PATH_MAX - n) || error_set(err, "the name is too long");
+	return snprintf(out + n, PATH_MAX - n, "/%s", name) < (int)(PATH_MAX - n) ||
+	       error_set(err, "the name is too long");
 }

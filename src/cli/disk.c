@@ -52,7 +52,8 @@ static const char usage[] =
 	"  -q, --quiet               print nothing but errors\n"
 	"  --help                    show this text\n"
 	"\n"
-	"exit status: 0 done, or the same; compare: 1 different; check: 2 corrupt, 3 only leaks; 125 error; 128+N ended by signal N.\n";
+	"exit status: 0 done, or the same; compare: 1 different; check: 2 corrupt, 3 only leaks; 125 error; 128+N "
+	"ended by signal N.\n";
 
 struct block *disk_open(const char *path, const char *format, bool readonly, bool no_lock, struct error *err)
 {
@@ -95,7 +96,8 @@ static bool backing_size(const char *path, const char *backing, const char *form
 	char full[PATH_MAX];
 	struct block *b;
 
-	snprintf(full, sizeof(full), "%.*s%s", backing[0] == '/' || !slash ? 0 : (int)(slash - path) + 1, path, backing);
+	snprintf(full, sizeof(full), "%.*s%s", backing[0] == '/' || !slash ? 0 : (int)(slash - path) + 1, path,
+		 backing);
 	b = disk_open(full, format, true, true, err);
 	if (!b)
 		return false;
@@ -111,14 +113,16 @@ static void try_backed(const char *path, const char *format)
 	struct block *b = disk_open(path, format, true, false, &err);
 
 	if (!b)
-		fprintf(stderr, "doppel: note: %s%s%s%s\n", err.msg, err.hint[0] ? " (" : "", err.hint, err.hint[0] ? ")" : "");
+		fprintf(stderr, "doppel: note: %s%s%s%s\n", err.msg, err.hint[0] ? " (" : "", err.hint,
+			err.hint[0] ? ")" : "");
 	block_close(b);
 }
 
 static int disk_create(const struct disk_args *a)
 {
 	const char *format = a->format ? a->format : disk_format_of(a->names[0]);
-	struct block_create c = {.path = a->names[0], .backing = a->backing, .backing_format = a->backing_format, .options = a->options};
+	struct block_create c = {
+		.path = a->names[0], .backing = a->backing, .backing_format = a->backing_format, .options = a->options};
 	struct error err = {0};
 
 	if (c.backing && !c.backing_format)
@@ -165,11 +169,14 @@ static void check_progress(void *ctx, uint64_t done, uint64_t total)
 
 static void print_check(const struct block_check *c)
 {
-	printf("%llu corruptions, %llu leaked clusters", (unsigned long long)c->corruptions, (unsigned long long)c->leaks);
+	printf("%llu corruptions, %llu leaked clusters", (unsigned long long)c->corruptions,
+	       (unsigned long long)c->leaks);
 	if (c->errors_fixed || c->leaks_fixed)
-		printf("; repaired: %llu corruptions, %llu leaks", (unsigned long long)c->errors_fixed, (unsigned long long)c->leaks_fixed);
+		printf("; repaired: %llu corruptions, %llu leaks", (unsigned long long)c->errors_fixed,
+		       (unsigned long long)c->leaks_fixed);
 	if (c->total_clusters)
-		printf("; %llu of %llu clusters in use", (unsigned long long)c->allocated_clusters, (unsigned long long)c->total_clusters);
+		printf("; %llu of %llu clusters in use", (unsigned long long)c->allocated_clusters,
+		       (unsigned long long)c->total_clusters);
 	putchar('\n');
 }
 
@@ -178,7 +185,8 @@ static int disk_check(const struct disk_args *a)
 	struct check_ctx ctx = {.quiet = a->quiet};
 	struct block_check c = {.report = check_report, .progress = check_progress, .ctx = &ctx};
 	struct error err = {0};
-	struct block_options o = {.path = a->names[0], .format = a->format, .readonly = !a->repair, .repair = a->repair};
+	struct block_options o = {
+		.path = a->names[0], .format = a->format, .readonly = !a->repair, .repair = a->repair};
 	struct block *b = block_open(&o, &err);
 	bool ok;
 
@@ -214,7 +222,8 @@ static bool new_size(const char *s, uint64_t old, uint64_t *size, struct error *
 	if (!cli_parse_size(s + (s[0] == '+' || s[0] == '-'), &v, err))
 		return false;
 	if (s[0] == '-' ? v >= old : s[0] == '+' && old + v < old)
-		return error_set(err, "disk resize: '%.32s' from %llu bytes leaves no possible size", s, (unsigned long long)old);
+		return error_set(err, "disk resize: '%.32s' from %llu bytes leaves no possible size", s,
+				 (unsigned long long)old);
 	*size = s[0] == '-' ? old - v : s[0] == '+' ? old + v : v;
 	return true;
 }
@@ -226,8 +235,8 @@ static bool resize(struct block *b, const struct disk_args *a, struct error *err
 	if (!new_size(a->names[1], b->size, &size, err))
 		return false;
 	if (size < b->size && !a->shrink) {
-		error_set(err, "disk %s: %llu bytes are less than it has now, and what is behind would be lost", b->path,
-			  (unsigned long long)size);
+		error_set(err, "disk %s: %llu bytes are less than it has now, and what is behind would be lost",
+			  b->path, (unsigned long long)size);
 		return error_hint(err, "shrink the file systems inside first, then say --shrink");
 	}
 	if (!b->format->resize)
@@ -262,8 +271,9 @@ static void print_snapshots(struct block *b)
 
 		if (localtime_r(&t, &tm))
 			strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
-		printf("%-6s %-24s %-20s %s\n", disk_safe_text(s[i].id, id, sizeof(id)), disk_safe_text(s[i].name, name, sizeof(name)),
-		       date, s[i].vm_state ? size_text(s[i].vm_state, size) : "-");
+		printf("%-6s %-24s %-20s %s\n", disk_safe_text(s[i].id, id, sizeof(id)),
+		       disk_safe_text(s[i].name, name, sizeof(name)), date,
+		       s[i].vm_state ? size_text(s[i].vm_state, size) : "-");
 	}
 	free(s);
 }
@@ -316,8 +326,9 @@ static int disk_snapshot(const struct disk_args *a)
 static const struct command {
 	const char *name;
 	int (*fn)(const struct disk_args *);
-	int min, max;        /* names */
-	const char *options; /* short forms of those that it takes; F is --format, r --repair, s --shrink, b --backing-format */
+	int min, max;	     /* names */
+	const char *options; /* short forms of those that it takes; F is --format, r --repair, s --shrink, b
+				--backing-format */
 	const char *needs;
 } commands[] = {
 	{"create", disk_create, 1, 2, "FofBbq", "FILE and SIZE"},
@@ -338,7 +349,11 @@ static bool bad_output(const struct command *c, struct error *err)
 
 static bool set_option(struct disk_args *a, const struct command *c, int opt, struct error *err)
 {
-	char letter = opt == OPT_FORMAT ? 'F' : opt == OPT_BACKING_FORMAT ? 'b' : opt == OPT_REPAIR ? 'r' : opt == OPT_SHRINK ? 's' : (char)opt;
+	char letter = opt == OPT_FORMAT		  ? 'F'
+		      : opt == OPT_BACKING_FORMAT ? 'b'
+		      : opt == OPT_REPAIR	  ? 'r'
+		      : opt == OPT_SHRINK	  ? 's'
+						  : (char)opt;
 
 	if (opt == OPT_HELP) {
 		a->help = true;
@@ -358,15 +373,33 @@ static bool set_option(struct disk_args *a, const struct command *c, int opt, st
 		else
 			return bad_output(c, err);
 		return true;
-	case 'f': a->format = optarg; return true;
-	case 'O': a->out_format = optarg; return true;
-	case 'o': a->options = optarg; return true;
-	case 'B': a->backing = optarg; return true;
-	case OPT_BACKING_FORMAT: a->backing_format = optarg; return true;
-	case 'c': a->compress = true; return true;
-	case 'q': a->quiet = true; return true;
-	case OPT_REPAIR: a->repair = true; return true;
-	default: a->shrink = true; return true;
+	case 'f':
+		a->format = optarg;
+		return true;
+	case 'O':
+		a->out_format = optarg;
+		return true;
+	case 'o':
+		a->options = optarg;
+		return true;
+	case 'B':
+		a->backing = optarg;
+		return true;
+	case OPT_BACKING_FORMAT:
+		a->backing_format = optarg;
+		return true;
+	case 'c':
+		a->compress = true;
+		return true;
+	case 'q':
+		a->quiet = true;
+		return true;
+	case OPT_REPAIR:
+		a->repair = true;
+		return true;
+	default:
+		a->shrink = true;
+		return true;
 	}
 }
 

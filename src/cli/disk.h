@@ -1,6 +1,6 @@
 /*
- * `doppel disk`: its arguments, and the commands that have a file of their own (disk_info.c, disk_convert.c). Each command takes parsed
- * arguments and returns the exit status.
+ * `doppel disk`: its arguments, and the commands that have a file of their own (disk_info.c, disk_convert.c). Each
+ * command takes parsed arguments and returns the exit status.
  */
 #ifndef CLI_DISK_H
 #define CLI_DISK_H

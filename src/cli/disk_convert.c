@@ -26,8 +26,8 @@ static int failed(const struct progress *p, const struct error *err)
 }
 
 /*
- * What is there under the target's name: only a file that nobody uses is replaced. The lock, kept until the end, keeps VMs out. -1: nothing is
- * there; -2: err.
+ * What is there under the target's name: only a file that nobody uses is replaced. The lock, kept until the end, keeps
+ * VMs out. -1: nothing is there; -2: err.
  */
 static int hold_target(const char *path, const char *src, struct error *err)
 {
@@ -87,7 +87,8 @@ static bool plan(struct convert *c, struct error *err)
 			error_set(err, "disk convert: of the vmdk formats only streamOptimized is compressed");
 			return error_hint(err, "leave -c away, or say -o subformat=streamOptimized");
 		}
-		snprintf(c->options, sizeof(c->options), "%s%ssubformat=streamOptimized", c->a->options ? c->a->options : "", c->a->options ? "," : "");
+		snprintf(c->options, sizeof(c->options), "%s%ssubformat=streamOptimized",
+			 c->a->options ? c->a->options : "", c->a->options ? "," : "");
 	} else if (c->a->options) {
 		if (strlen(c->a->options) >= sizeof(c->options))
 			return error_set(err, "disk convert: the options are too long");
@@ -161,7 +162,8 @@ int disk_compare(const struct disk_args *a)
 	if (ok && !a->quiet && !same)
 		printf("different at offset %llu\n", (unsigned long long)where);
 	else if (ok && !a->quiet)
-		printf("the same%s\n", x->size == y->size ? "" : "; the sizes differ, and zeroes are in the rest of the larger one");
+		printf("the same%s\n",
+		       x->size == y->size ? "" : "; the sizes differ, and zeroes are in the rest of the larger one");
 	block_close(x);
 	block_close(y);
 	if (!ok)

@@ -1,6 +1,6 @@
 /*
- * What an image is and what lies where: `doppel disk info` and `doppel disk map`. Both look without a lock, so that a running VM's disk can be
- * looked at; what a writer changes at the same moment may be seen half done.
+ * What an image is and what lies where: `doppel disk info` and `doppel disk map`. Both look without a lock, so that a
+ * running VM's disk can be looked at; what a writer changes at the same moment may be seen half done.
  */
 #include "cli/disk.h"
 
@@ -68,8 +68,9 @@ static json_t *json_parts(const struct part_table *t)
 
 	for (unsigned i = 0; i < t->n; i++) {
 		const struct part *p = &t->parts[i];
-		json_t *o = json_pack("{s:i, s:I, s:I, s:s, s:b}", "number", (int)p->number, "start", (json_int_t)p->start, "length",
-				      (json_int_t)p->len, "type_name", part_type_name(t, p), "bootable", p->active);
+		json_t *o = json_pack("{s:i, s:I, s:I, s:s, s:b}", "number", (int)p->number, "start",
+				      (json_int_t)p->start, "length", (json_int_t)p->len, "type_name",
+				      part_type_name(t, p), "bootable", p->active);
 
 		if (t->scheme == PART_GPT) {
 			part_guid_text(p->type_guid, guid);
@@ -88,8 +89,8 @@ static json_t *json_parts(const struct part_table *t)
 
 static json_t *json_table(const struct part_table *t)
 {
-	json_t *o = json_pack("{s:s, s:i, s:o}", "scheme", t->scheme == PART_GPT ? "gpt" : "mbr", "sector_size", (int)t->sector_size,
-			      "partitions", json_parts(t));
+	json_t *o = json_pack("{s:s, s:i, s:o}", "scheme", t->scheme == PART_GPT ? "gpt" : "mbr", "sector_size",
+			      (int)t->sector_size, "partitions", json_parts(t));
 	char id[37];
 
 	if (t->scheme == PART_GPT)
@@ -109,9 +110,9 @@ static json_t *json_snapshots(const struct facts *f)
 	for (unsigned i = 0; i < f->nsnapshots; i++) {
 		const struct block_snapshot *s = &f->snapshots[i];
 
-		json_array_append_new(list, json_pack("{s:o, s:o, s:I, s:I, s:I}", "id", text(s->id), "name", text(s->name), "size",
-						      (json_int_t)s->size, "date", (json_int_t)s->date_s, "vm_state",
-						      (json_int_t)s->vm_state));
+		json_array_append_new(list, json_pack("{s:o, s:o, s:I, s:I, s:I}", "id", text(s->id), "name",
+						      text(s->name), "size", (json_int_t)s->size, "date",
+						      (json_int_t)s->date_s, "vm_state", (json_int_t)s->vm_state));
 	}
 	return list;
 }
@@ -119,10 +120,10 @@ static json_t *json_snapshots(const struct facts *f)
 static void print_json(const struct facts *f, const char *path)
 {
 	const struct block_info *i = &f->info;
-	json_t *o = json_pack("{s:o, s:s, s:I, s:I, s:I, s:b, s:b, s:b, s:b, s:o}", "file", text(path), "format", i->format, "virtual_size",
-			      (json_int_t)i->size, "allocated", (json_int_t)i->allocated, "cluster_size", (json_int_t)i->cluster_size,
-			      "dirty", i->dirty, "corrupt", i->corrupt, "encrypted", i->encrypted, "compressed", i->compressed,
-			      "snapshots", json_snapshots(f));
+	json_t *o = json_pack("{s:o, s:s, s:I, s:I, s:I, s:b, s:b, s:b, s:b, s:o}", "file", text(path), "format",
+			      i->format, "virtual_size", (json_int_t)i->size, "allocated", (json_int_t)i->allocated,
+			      "cluster_size", (json_int_t)i->cluster_size, "dirty", i->dirty, "corrupt", i->corrupt,
+			      "encrypted", i->encrypted, "compressed", i->compressed, "snapshots", json_snapshots(f));
 
 	if (i->backing) {
 		json_object_set_new(o, "backing", text(i->backing));
@@ -152,8 +153,9 @@ static void print_parts(const struct part_table *t)
 	for (unsigned i = 0; i < t->n; i++) {
 		const struct part *p = &t->parts[i];
 
-		printf("  %3u  %15llu  %10s  %s%s%s%s%s\n", p->number, (unsigned long long)p->start, size_text(p->len, size),
-		       part_type_name(t, p), p->active ? ", bootable" : "", p->name[0] ? " \"" : "", p->name, p->name[0] ? "\"" : "");
+		printf("  %3u  %15llu  %10s  %s%s%s%s%s\n", p->number, (unsigned long long)p->start,
+		       size_text(p->len, size), part_type_name(t, p), p->active ? ", bootable" : "",
+		       p->name[0] ? " \"" : "", p->name, p->name[0] ? "\"" : "");
 	}
 	if (t->nbad)
 		printf("  %u entries lie outside of the disk or are damaged\n", t->nbad);
@@ -171,7 +173,8 @@ static void print_table(const struct facts *f, const char *path)
 		printf("cluster size   %s\n", size_text(i->cluster_size, size));
 	if (i->backing) {
 		printf("backing file   %s", disk_safe_text(i->backing, safe, sizeof(safe)));
-		printf(i->backing_format ? " (%s)\n" : "\n", i->backing_format ? disk_safe_text(i->backing_format, safe, sizeof(safe)) : "");
+		printf(i->backing_format ? " (%s)\n" : "\n",
+		       i->backing_format ? disk_safe_text(i->backing_format, safe, sizeof(safe)) : "");
 	}
 	if (i->dirty || i->corrupt)
 		printf("state          %s\n", i->corrupt ? "corrupt: see doppel disk check" : "was not closed cleanly");
@@ -225,13 +228,14 @@ static void print_run(const struct run *r, bool json, unsigned *n)
 	if (!r->e.len)
 		return;
 	if (json) {
-		printf("%s{\"start\": %llu, \"length\": %llu, \"kind\": \"%s\", \"depth\": %u", (*n)++ ? ",\n" : "", (unsigned long long)r->off,
-		       (unsigned long long)r->e.len, kind, r->e.depth);
+		printf("%s{\"start\": %llu, \"length\": %llu, \"kind\": \"%s\", \"depth\": %u", (*n)++ ? ",\n" : "",
+		       (unsigned long long)r->off, (unsigned long long)r->e.len, kind, r->e.depth);
 		if (data)
 			printf(", \"offset\": %llu", (unsigned long long)r->e.host_off);
 		printf("}");
 	} else {
-		printf("%16llu %16llu  %-11s %5u", (unsigned long long)r->off, (unsigned long long)r->e.len, kind, r->e.depth);
+		printf("%16llu %16llu  %-11s %5u", (unsigned long long)r->off, (unsigned long long)r->e.len, kind,
+		       r->e.depth);
 		printf(data ? " %16llu\n" : "\n", (unsigned long long)r->e.host_off);
 	}
 }
@@ -240,7 +244,8 @@ static int map_error(const struct block *b, uint64_t off, int r)
 {
 	struct error err;
 
-	error_set(&err, "disk %s: cannot read its map at offset %llu: %s", b->path, (unsigned long long)off, strerror(-r));
+	error_set(&err, "disk %s: cannot read its map at offset %llu: %s", b->path, (unsigned long long)off,
+		  strerror(-r));
 	error_hint(&err, "the image may be damaged; try doppel disk check");
 	return cli_fail(&err);
 }

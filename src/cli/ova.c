@@ -30,14 +30,14 @@ static const char import_usage[] =
 	"  -q, --quiet    print nothing but errors\n"
 	"  --help         show this text\n";
 
-static const char export_usage[] =
-	"usage: doppel export NAME FILE.ova [OPTION]...\n"
-	"\n"
-	"Writes a machine, with compressed copies of its disks, into an OVA. NAME is a machine's name, or the path of its directory.\n"
-	"FILE.ova appears whole or not at all.\n"
-	"\n"
-	"  -q, --quiet    print nothing but errors\n"
-	"  --help         show this text\n";
+static const char export_usage[] = "usage: doppel export NAME FILE.ova [OPTION]...\n"
+				   "\n"
+				   "Writes a machine, with compressed copies of its disks, into an OVA. NAME is a "
+				   "machine's name, or the path of its directory.\n"
+				   "FILE.ova appears whole or not at all.\n"
+				   "\n"
+				   "  -q, --quiet    print nothing but errors\n"
+				   "  --help         show this text\n";
 
 enum { OPT_NAME = 256, OPT_DIR, OPT_HELP };
 
@@ -64,10 +64,18 @@ static bool parse(struct ova_args *a, int argc, char **argv, int want, bool impo
 	optind = 1;
 	while ((opt = getopt_long(argc, argv, ":q", long_options, NULL)) != -1) {
 		switch (opt) {
-		case OPT_NAME: a->name = optarg; break;
-		case OPT_DIR: a->dir = optarg; break;
-		case OPT_HELP: a->help = true; break;
-		case 'q': a->quiet = true; break;
+		case OPT_NAME:
+			a->name = optarg;
+			break;
+		case OPT_DIR:
+			a->dir = optarg;
+			break;
+		case OPT_HELP:
+			a->help = true;
+			break;
+		case 'q':
+			a->quiet = true;
+			break;
 		default:
 			error_set(err, "%s: unknown option or missing value: '%.64s'", what, argv[optind - 1]);
 			return error_hint(err, "see doppel %s --help", what);
@@ -89,9 +97,7 @@ static void note(void *ctx, const char *line)
 	fprintf(stderr, "doppel: note: %s\n", disk_safe_text(line, text, sizeof(text)));
 }
 
-static void no_note(void *ctx, const char *line)
-{
-}
+static void no_note(void *ctx, const char *line) {}
 
 static int failed(const struct progress *p, const struct error *err)
 {
@@ -163,7 +169,8 @@ static bool target_of(const struct ova_args *a, const char *name, char out[PATH_
 	return error_hint(err, "give the machine another name with --name");
 }
 
-static bool add(struct config *c, const char *option, struct error *err, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+static bool add(struct config *c, const char *option, struct error *err, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
 static bool add(struct config *c, const char *option, struct error *err, const char *fmt, ...)
 {
 	char value[512];
@@ -196,7 +203,8 @@ static bool write_config(const struct ova_machine *m, const char *dir, struct er
 }
 
 /* The name is known only when the OVF has been read: the work is done beside the target, under any name. */
-static bool import(const struct ova_args *a, struct ova_job *job, struct ova_machine *m, char target[PATH_MAX], struct error *err)
+static bool import(const struct ova_args *a, struct ova_job *job, struct ova_machine *m, char target[PATH_MAX],
+		   struct error *err)
 {
 	char name[CONFIG_NAME_MAX + 1];
 	struct tempdir dir = {0};
@@ -301,7 +309,8 @@ static bool take_machine(const struct config *c, struct ova_machine *m, struct o
 		if (!strcmp(o, "net") && !take_nic(m, c->items[i].value))
 			return error_set(err, "an OVA has at most %u network cards here", OVA_NICS_MAX);
 		if (!strcmp(o, "kernel") || !strcmp(o, "initrd") || !strcmp(o, "append") || !strcmp(o, "share"))
-			job->note(job->ctx, "the machine's kernel, initrd, command line and shares have no place in an OVA and are left out");
+			job->note(job->ctx, "the machine's kernel, initrd, command line and shares have no place in an "
+					    "OVA and are left out");
 	}
 	return take_disks(c, m, err);
 }

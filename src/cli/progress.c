@@ -69,8 +69,9 @@ void progress_show(void *progress, uint64_t done, uint64_t total)
 		bar[i] = i < full ? '#' : '.';
 	bar[BAR] = 0;
 	left = done ? passed * (double)(total - done) / (double)done : 0;
-	fprintf(stderr, "\r\033[K%s [%s] %3u%%  %s/s  %u:%02u left", p->what, bar, (unsigned)mul_div_u64(done, 100, total),
-		size_text((uint64_t)((double)done / passed), speed), (unsigned)(left / 60), (unsigned)left % 60);
+	fprintf(stderr, "\r\033[K%s [%s] %3u%%  %s/s  %u:%02u left", p->what, bar,
+		(unsigned)mul_div_u64(done, 100, total), size_text((uint64_t)((double)done / passed), speed),
+		(unsigned)(left / 60), (unsigned)left % 60);
 	fflush(stderr);
 }
 

@@ -1,6 +1,6 @@
 /*
- * Long work on a terminal: a bar on stderr, with speed and the time that is left, and an end by Ctrl-C that cleans up. Nothing is shown
- * when stderr is no terminal, or in the first half second.
+ * Long work on a terminal: a bar on stderr, with speed and the time that is left, and an end by Ctrl-C that cleans up.
+ * Nothing is shown when stderr is no terminal, or in the first half second.
  */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H

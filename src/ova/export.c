@@ -66,7 +66,8 @@ static bool measure(struct exporter *x, unsigned d, const char *path)
 static bool pack_disk(struct exporter *x, unsigned d)
 {
 	struct ova_disk *disk = &x->m->disks[d];
-	struct block_options from = {.path = disk->path, .format = disk->format, .readonly = true}, into = {.format = "vmdk"};
+	struct block_options from = {.path = disk->path, .format = disk->format, .readonly = true},
+			     into = {.format = "vmdk"};
 	struct block_create create = {.options = "subformat=streamOptimized,adapter_type=lsilogic"};
 	struct block *src = block_open(&from, x->err), *dst = NULL;
 	char path[PATH_MAX];
@@ -117,7 +118,8 @@ static bool put_header(struct exporter *x, const char *name, uint64_t size)
 
 static bool put_text(struct exporter *x, const char *name, const char *text, size_t len)
 {
-	return put_header(x, name, len) && (archive_write_data(x->a, text, len) == (la_ssize_t)len || archive_failed(x));
+	return put_header(x, name, len) &&
+	       (archive_write_data(x->a, text, len) == (la_ssize_t)len || archive_failed(x));
 }
 
 static bool copy_file(struct exporter *x, int fd, uint64_t size)
@@ -163,7 +165,8 @@ static bool put_disk(struct exporter *x, unsigned d)
 
 static bool put_members(struct exporter *x)
 {
-	char *text = NULL, *manifest = calloc(x->m->ndisks + 1, MANIFEST_LINE), name[OVA_NAME_MAX + 1], digest[2 * OVA_DIGEST_MAX + 1];
+	char *text = NULL, *manifest = calloc(x->m->ndisks + 1, MANIFEST_LINE), name[OVA_NAME_MAX + 1],
+	     digest[2 * OVA_DIGEST_MAX + 1];
 	uint8_t value[OVA_DIGEST_MAX];
 	size_t len = 0, n = 0;
 	bool ok = manifest && ovf_write(x->m, x->files, &text, &len, x->err);
@@ -173,7 +176,8 @@ static bool put_members(struct exporter *x)
 		hex(value, digest_memory(DIGEST_SHA256, text, len, value), digest);
 		n = (size_t)snprintf(manifest, MANIFEST_LINE, "SHA256(%s)= %s\n", name, digest);
 		for (unsigned d = 0; d < x->m->ndisks; d++)
-			n += (size_t)snprintf(manifest + n, MANIFEST_LINE, "SHA256(%s)= %s\n", x->files[d].name, x->digests[d]);
+			n += (size_t)snprintf(manifest + n, MANIFEST_LINE, "SHA256(%s)= %s\n", x->files[d].name,
+					      x->digests[d]);
 		ok = put_text(x, name, text, len);
 	}
 	snprintf(name, sizeof(name), "%s.mf", x->m->name);
@@ -197,7 +201,8 @@ static bool write_archive(struct exporter *x)
 	x->a = archive_write_new();
 	ok = x->a != NULL || error_set(x->err, "out of memory");
 	/* ustar, and pax headers only for members that are too large for it. */
-	if (ok && (archive_write_set_format_pax_restricted(x->a) != ARCHIVE_OK || archive_write_open_fd(x->a, fd) != ARCHIVE_OK))
+	if (ok && (archive_write_set_format_pax_restricted(x->a) != ARCHIVE_OK ||
+		   archive_write_open_fd(x->a, fd) != ARCHIVE_OK))
 		ok = archive_failed(x);
 	ok = ok && put_members(x) && (archive_write_close(x->a) == ARCHIVE_OK || archive_failed(x));
 	archive_write_free(x->a);

@@ -1,6 +1,6 @@
 /*
- * Reading an OVA. The .ovf comes first and says which members are disks; those alone are extracted, into files that we name. Then the
- * manifest is compared, then each disk is checked and converted.
+ * Reading an OVA. The .ovf comes first and says which members are disks; those alone are extracted, into files that we
+ * name. Then the manifest is compared, then each disk is checked and converted.
  */
 #include "ova/ova.h"
 
@@ -36,7 +36,7 @@ struct importer {
 	uint8_t *ovf_text;
 	size_t ovf_len;
 	struct manifest *manifest; /* NULL: none yet */
-	unsigned nmembers;         /* the first is the .ovf */
+	unsigned nmembers;	   /* the first is the .ovf */
 	struct member members[OVA_MEMBERS_MAX];
 	unsigned nnotes;
 	char notes[NOTES_MAX][256];
@@ -55,7 +55,8 @@ static bool bad(struct importer *i, const char *fmt, const char *what)
 static void note(struct importer *i, const char *line, const char *what)
 {
 	if (i->nnotes < NOTES_MAX)
-		snprintf(i->notes[i->nnotes++], sizeof(i->notes[0]), "%s%s%.128s", line, what ? " " : "", what ? what : "");
+		snprintf(i->notes[i->nnotes++], sizeof(i->notes[0]), "%s%s%.128s", line, what ? " " : "",
+			 what ? what : "");
 }
 
 /* An error of an unpacked disk names the disk as the archive does. */
@@ -178,7 +179,8 @@ static bool extract(struct importer *i, unsigned disk, uint64_t size)
 		uint64_t off;
 		size_t len;
 
-		ok = next_piece(i, size, &buf, &len, &off, &end) && (end || write_piece(i, fd, buf, len, off)) && !stopped(i);
+		ok = next_piece(i, size, &buf, &len, &off, &end) && (end || write_piece(i, fd, buf, len, off)) &&
+		     !stopped(i);
 	}
 	close(fd);
 	return ok;
@@ -224,7 +226,8 @@ static bool take_member(struct importer *i, struct archive_entry *e)
 
 	if (name && !strncmp(name, "./", 2))
 		name += 2;
-	if (archive_entry_filetype(e) != AE_IFREG || archive_entry_hardlink(e) || archive_entry_symlink(e) || !name || !ova_name_ok(name))
+	if (archive_entry_filetype(e) != AE_IFREG || archive_entry_hardlink(e) || archive_entry_symlink(e) || !name ||
+	    !ova_name_ok(name))
 		return bad(i, "a member is not a plain file with a plain name", NULL);
 	if (i->nmembers == OVA_MEMBERS_MAX)
 		return bad(i, "more than 64 members", NULL);
@@ -332,7 +335,8 @@ static bool verify(struct importer *i)
 			continue;
 		if (!l)
 			return bad(i, "the manifest does not list", m->name);
-		if (k == 0 ? !compare(i, l, value, digest_memory(l->digest, i->ovf_text, i->ovf_len, value)) : !verify_disk(i, m, l))
+		if (k == 0 ? !compare(i, l, value, digest_memory(l->digest, i->ovf_text, i->ovf_len, value))
+			   : !verify_disk(i, m, l))
 			return false;
 	}
 	for (unsigned k = 0; k < i->manifest->n; k++) {

@@ -1,5 +1,6 @@
 /*
- * The manifest: a line per file, "SHA256(disk1.vmdk)= 0123...", the digest in hexadecimal; SHA1 in OVF 1, SHA256 and SHA512 in OVF 2.
+ * The manifest: a line per file, "SHA256(disk1.vmdk)= 0123...", the digest in hexadecimal; SHA1 in OVF 1, SHA256 and
+ * SHA512 in OVF 2.
  */
 #include "ova/ova_int.h"
 
@@ -34,7 +35,8 @@ static bool parse_line(const char *p, const char *end, struct manifest_line *l)
 
 	for (l->digest = 0; l->digest < DIGESTS; l->digest++) {
 		n = strlen(digests[l->digest].name);
-		if ((size_t)(end - p) > n && !strncasecmp(p, digests[l->digest].name, n) && (p[n] == '(' || p[n] == ' '))
+		if ((size_t)(end - p) > n && !strncasecmp(p, digests[l->digest].name, n) &&
+		    (p[n] == '(' || p[n] == ' '))
 			break;
 	}
 	if (l->digest == DIGESTS)
@@ -135,7 +137,8 @@ unsigned digest_file(enum digest d, int fd, struct block_job *job, uint8_t *out)
 	uint8_t *buf = malloc(PIECE);
 	unsigned n = 0;
 
-	if (!ctx || !buf || EVP_DigestInit_ex(ctx, kind(d), NULL) != 1 || !digest_all(ctx, fd, buf, job) || EVP_DigestFinal_ex(ctx, out, &n) != 1)
+	if (!ctx || !buf || EVP_DigestInit_ex(ctx, kind(d), NULL) != 1 || !digest_all(ctx, fd, buf, job) ||
+	    EVP_DigestFinal_ex(ctx, out, &n) != 1)
 		n = 0;
 	EVP_MD_CTX_free(ctx);
 	free(buf);

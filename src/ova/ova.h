@@ -1,10 +1,10 @@
 /*
- * OVA: a machine and its disks in one tar file (DMTF DSP0243, "OVF 1.1"): NAME.ovf (XML: hardware), NAME.mf (digests of all files), perhaps a
- * certificate, and disks as streamOptimized VMDKs.
+ * OVA: a machine and its disks in one tar file (DMTF DSP0243, "OVF 1.1"): NAME.ovf (XML: hardware), NAME.mf (digests of
+ * all files), perhaps a certificate, and disks as streamOptimized VMDKs.
  *
- * An OVA comes from anywhere: names in it are never paths here, sizes are checked against the file's own before anything is written, the XML
- * has no network, no entities and no document type, and every digest of the manifest must be right. A failure leaves files only in the
- * directory that the caller gave, and will remove.
+ * An OVA comes from anywhere: names in it are never paths here, sizes are checked against the file's own before
+ * anything is written, the XML has no network, no entities and no document type, and every digest of the manifest must
+ * be right. A failure leaves files only in the directory that the caller gave, and will remove.
  *
  * Threads: as block_copy (backend/block/copy.h).
  */
@@ -27,7 +27,7 @@ struct ova_nic {
 };
 
 struct ova_machine {
-	char name[128]; /* UTF-8 without control characters; else nothing is known of it */
+	char name[128];	 /* UTF-8 without control characters; else nothing is known of it */
 	uint64_t memory; /* bytes; 0: not said */
 	unsigned cpus;
 	unsigned ndisks, nnics;
@@ -36,8 +36,8 @@ struct ova_machine {
 };
 
 struct ova_job {
-	struct block_job *block;                     /* progress and stop, for each long step anew */
-	void (*note)(void *ctx, const char *line);   /* what the user should know; may be NULL */
+	struct block_job *block;		   /* progress and stop, for each long step anew */
+	void (*note)(void *ctx, const char *line); /* what the user should know; may be NULL */
 	void *ctx;
 };
 

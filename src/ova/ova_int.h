@@ -16,7 +16,7 @@
 
 struct ovf_disk {
 	char href[OVA_NAME_MAX + 1]; /* a member of the archive; empty: an empty disk */
-	uint64_t capacity;           /* 0: not said */
+	uint64_t capacity;	     /* 0: not said */
 };
 
 struct ovf {

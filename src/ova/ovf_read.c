@@ -1,5 +1,6 @@
 /*
- * The OVF envelope. Namespaces differ between versions and writers; elements and attributes are found by their local names.
+ * The OVF envelope. Namespaces differ between versions and writers; elements and attributes are found by their local
+ * names.
  */
 #include "ova/ova_int.h"
 
@@ -111,7 +112,8 @@ static bool unit(const char *s, uint64_t *out)
 	static const struct {
 		const char *name;
 		unsigned shift;
-	} names[] = {{"byte", 0}, {"bytes", 0}, {"KB", 10}, {"KiloBytes", 10}, {"MB", 20}, {"MegaBytes", 20}, {"GB", 30}, {"GigaBytes", 30}};
+	} names[] = {{"byte", 0}, {"bytes", 0},	     {"KB", 10}, {"KiloBytes", 10},
+		     {"MB", 20},  {"MegaBytes", 20}, {"GB", 30}, {"GigaBytes", 30}};
 	unsigned shift;
 	char rest;
 
@@ -127,7 +129,8 @@ static bool unit(const char *s, uint64_t *out)
 	return true;
 }
 
-static bool scaled(struct reader *r, const char *value, const char *units, uint64_t max, uint64_t *out, const char *what)
+static bool scaled(struct reader *r, const char *value, const char *units, uint64_t max, uint64_t *out,
+		   const char *what)
 {
 	uint64_t n, u;
 
@@ -182,7 +185,8 @@ static bool add_disk(struct reader *r, const char *id)
 		return bad(r, "a disk stands on another one", NULL);
 	if (!attribute(n, "capacityAllocationUnits", units, sizeof(units)))
 		strcpy(units, "byte");
-	if (!attribute(n, "capacity", text, sizeof(text)) || !scaled(r, text, units, 64 * 1024 * GIB, &d->capacity, "disk size"))
+	if (!attribute(n, "capacity", text, sizeof(text)) ||
+	    !scaled(r, text, units, 64 * 1024 * GIB, &d->capacity, "disk size"))
 		return bad(r, "an impossible disk size", NULL);
 	if (attribute(n, "fileRef", text, sizeof(text)) && !file_of(r, text, d->href))
 		return false;
@@ -205,7 +209,8 @@ static bool add_nic(struct reader *r, const xmlNode *item)
 	if (m->nnics == OVA_NICS_MAX)
 		return bad(r, "more than 8 network cards", NULL);
 	element(item, "Address", mac, sizeof(mac));
-	if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &rest) == 6 && !(b[0] & 1))
+	if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &rest) == 6 &&
+	    !(b[0] & 1))
 		snprintf(m->nics[m->nnics].mac, sizeof(m->nics[0].mac), "%02x:%02x:%02x:%02x:%02x:%02x", b[0] & 0xff,
 			 b[1] & 0xff, b[2] & 0xff, b[3] & 0xff, b[4] & 0xff, b[5] & 0xff);
 	m->nnics++;
@@ -218,8 +223,9 @@ static bool add_memory(struct reader *r, const xmlNode *item)
 
 	if (!element(item, "AllocationUnits", units, sizeof(units)))
 		strcpy(units, "MegaBytes");
-	return element(item, "VirtualQuantity", value, sizeof(value)) ? scaled(r, value, units, MEMORY_MAX, &r->out->machine.memory, "memory size")
-								      : bad(r, "no memory size", NULL);
+	return element(item, "VirtualQuantity", value, sizeof(value))
+		       ? scaled(r, value, units, MEMORY_MAX, &r->out->machine.memory, "memory size")
+		       : bad(r, "no memory size", NULL);
 }
 
 static bool add_cpus(struct reader *r, const xmlNode *item)
@@ -242,18 +248,23 @@ static bool add_item(struct reader *r, const xmlNode *item)
 	if (!element(item, "ResourceType", text, sizeof(text)) || !number(text, &type))
 		return bad(r, "a device has no type", NULL);
 	switch (type) {
-	case RES_CPU: return add_cpus(r, item);
-	case RES_MEMORY: return add_memory(r, item);
-	case RES_NIC: return add_nic(r, item);
+	case RES_CPU:
+		return add_cpus(r, item);
+	case RES_MEMORY:
+		return add_memory(r, item);
+	case RES_NIC:
+		return add_nic(r, item);
 	case RES_DISK:
 		if (!element(item, "HostResource", text, sizeof(text)))
 			return bad(r, "a disk drive without a disk", NULL);
 		id = strrchr(text, '/');
-		return (id && (!strncmp(text, "ovf:/disk/", 10) || !strncmp(text, "/disk/", 6))) ? add_disk(r, id + 1)
-												: bad(r, "a disk drive has", text);
+		return (id && (!strncmp(text, "ovf:/disk/", 10) || !strncmp(text, "/disk/", 6)))
+			       ? add_disk(r, id + 1)
+			       : bad(r, "a disk drive has", text);
 	case RES_IDE:
 	case RES_SCSI:
-	case RES_SATA: return true;
+	case RES_SATA:
+		return true;
 	default:
 		if (!r->out->ignored[0] && !element(item, "ElementName", r->out->ignored, sizeof(r->out->ignored)))
 			snprintf(r->out->ignored, sizeof(r->out->ignored), "of type %llu", (unsigned long long)type);
@@ -306,11 +317,13 @@ bool ovf_read(const char *path, const void *text, size_t len, struct ovf *out, s
 	/* Entities need a document type; without one there is nothing to expand. */
 	if (memmem(text, len, "<!DOCTYPE", 9) || memmem(text, len, "<!ENTITY", 8) || memchr(text, 0, len))
 		return bad(&r, "it has a document type, which an OVF does not", NULL);
-	doc = xmlReadMemory(text, (int)len, "ovf.xml", "UTF-8", XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING | XML_PARSE_NOCDATA);
+	doc = xmlReadMemory(text, (int)len, "ovf.xml", "UTF-8",
+			    XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING | XML_PARSE_NOCDATA);
 	if (!doc)
 		return bad(&r, "not well-formed XML", NULL);
 	r.envelope = xmlDocGetRootElement(doc);
-	ok = doc->intSubset || doc->extSubset ? bad(&r, "it has a document type, which an OVF does not", NULL) : read_envelope(&r);
+	ok = doc->intSubset || doc->extSubset ? bad(&r, "it has a document type, which an OVF does not", NULL)
+					      : read_envelope(&r);
 	xmlFreeDoc(doc);
 	return ok;
 }

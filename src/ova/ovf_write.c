@@ -27,7 +27,8 @@ static xmlNode *add(xmlNode *parent, xmlNs *ns, const char *name, const char *te
 	return xmlNewTextChild(parent, ns, (const xmlChar *)name, (const xmlChar *)text);
 }
 
-__attribute__((format(printf, 4, 5))) static void put(const struct writer *w, xmlNode *n, const char *name, const char *fmt, ...)
+__attribute__((format(printf, 4, 5))) static void put(const struct writer *w, xmlNode *n, const char *name,
+						      const char *fmt, ...)
 {
 	char text[512];
 	va_list ap;
@@ -38,7 +39,8 @@ __attribute__((format(printf, 4, 5))) static void put(const struct writer *w, xm
 	xmlNewNsProp(n, w->ovf, (const xmlChar *)name, (const xmlChar *)text);
 }
 
-__attribute__((format(printf, 4, 5))) static void field(const struct writer *w, xmlNode *item, const char *name, const char *fmt, ...)
+__attribute__((format(printf, 4, 5))) static void field(const struct writer *w, xmlNode *item, const char *name,
+							const char *fmt, ...)
 {
 	char text[512];
 	va_list ap;

@@ -1,7 +1,7 @@
 /*
- * image_fuzz [SECONDS [SEED]]: damaged VMDKs (descriptors, sparse and stream extents), partition tables, OVFs and manifests. Opening succeeds or
- * fails with one line; what opens can be read, mapped, checked and written without a crash, a hang, or a byte outside of the image's
- * files (run it with the sanitizers).
+ * image_fuzz [SECONDS [SEED]]: damaged VMDKs (descriptors, sparse and stream extents), partition tables, OVFs and
+ * manifests. Opening succeeds or fails with one line; what opens can be read, mapped, checked and written without a
+ * crash, a hang, or a byte outside of the image's files (run it with the sanitizers).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +42,10 @@ struct fuzz {
 
 static const char *const kinds[] = {"monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "streamOptimized"};
 
-static void path_of(const struct fuzz *f, const char *name, char out[128]) { snprintf(out, 128, "%s/%s", f->dir, name); }
+static void path_of(const struct fuzz *f, const char *name, char out[128])
+{
+	snprintf(out, 128, "%s/%s", f->dir, name);
+}
 
 static bool make_sample(struct fuzz *f, unsigned kind)
 {
@@ -63,7 +66,9 @@ static bool make_sample(struct fuzz *f, unsigned kind)
 	if (block_create("vmdk", &c, NULL))
 		b = block_open(&o, NULL);
 	if (b)
-		ok = (kind == 3 ? b->format->write_compressed(b, 0, SIZE, data) : block_write(b, 0, data, SIZE / 2)) == 0 && block_flush(b) == 0;
+		ok = (kind == 3 ? b->format->write_compressed(b, 0, SIZE, data) : block_write(b, 0, data, SIZE / 2)) ==
+			     0 &&
+		     block_flush(b) == 0;
 	block_close(b);
 	free(data);
 	return ok;
@@ -101,12 +106,32 @@ static bool save(const char *path, const uint8_t *p, size_t len)
 /* Values at the borders of things, mostly where tables are. */
 static void damage(struct rng *r, uint8_t *p, size_t *len, size_t head)
 {
-	static const uint64_t edges[] = {0, 1, 2, 3, 0x7f, 0x80, 0xff, 0x200, 0x1ff, 0x1000, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xfffffffe,
-					 0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000, 0xfffffffffffffffe, UINT64_MAX};
+	static const uint64_t edges[] = {0,
+					 1,
+					 2,
+					 3,
+					 0x7f,
+					 0x80,
+					 0xff,
+					 0x200,
+					 0x1ff,
+					 0x1000,
+					 0xffff,
+					 0x10000,
+					 0x7fffffff,
+					 0x80000000,
+					 0xfffffffe,
+					 0xffffffff,
+					 0x100000000,
+					 0x7fffffffffffffff,
+					 0x8000000000000000,
+					 0xfffffffffffffffe,
+					 UINT64_MAX};
 
 	for (unsigned n = below(r, 6); n > 0 && *len > 8; n--) {
 		size_t window = below(r, 3) ? 100 : below(r, 3) ? min_u64(head, *len) : *len;
-		size_t at = below(r, 4) ? below(r, (unsigned)min_u64(window, *len - 8)) : *len - 8 - below(r, (unsigned)min_u64(2000, *len - 8));
+		size_t at = below(r, 4) ? below(r, (unsigned)min_u64(window, *len - 8))
+					: *len - 8 - below(r, (unsigned)min_u64(2000, *len - 8));
 		uint64_t v = below(r, 3) ? edges[below(r, ARRAY_LEN(edges))] : next(r) >> below(r, 64);
 
 		memcpy(p + at, &v, 1u << below(r, 4));
@@ -118,9 +143,30 @@ static void damage(struct rng *r, uint8_t *p, size_t *len, size_t head)
 /* Text: lines and words lost, doubled, or made strange. */
 static void damage_text(struct rng *r, uint8_t *p, size_t *len, size_t room)
 {
-	static const char *const bits[] = {"\"", "=", "\n", " ", "RW 1 ZERO\n", "RW 18446744073709551615 FLAT \"x\" 0\n", "\0", "../", "/etc/passwd",
-					   "99999999999999999999", "-1", "0", "<!DOCTYPE a [<!ENTITY b \"c\">]>", "&b;", "<Item>", "</Item>", ")", "(",
-					   "SHA256", "createType=\"x\"\n", "parentCID=0\n", "parentFileNameHint=\"s0.vmdk\"\n", "<![CDATA[", "\xff\xfe"};
+	static const char *const bits[] = {"\"",
+					   "=",
+					   "\n",
+					   " ",
+					   "RW 1 ZERO\n",
+					   "RW 18446744073709551615 FLAT \"x\" 0\n",
+					   "\0",
+					   "../",
+					   "/etc/passwd",
+					   "99999999999999999999",
+					   "-1",
+					   "0",
+					   "<!DOCTYPE a [<!ENTITY b \"c\">]>",
+					   "&b;",
+					   "<Item>",
+					   "</Item>",
+					   ")",
+					   "(",
+					   "SHA256",
+					   "createType=\"x\"\n",
+					   "parentCID=0\n",
+					   "parentFileNameHint=\"s0.vmdk\"\n",
+					   "<![CDATA[",
+					   "\xff\xfe"};
 
 	for (unsigned n = below(r, 5); n > 0; n--) {
 		size_t at = below(r, (unsigned)*len + 1), cut = below(r, 40);
@@ -172,7 +218,8 @@ static void use(struct fuzz *f, struct block *b)
 
 static bool open_damaged(struct fuzz *f, const char *path)
 {
-	struct block_options o = {.path = path, .format = "vmdk", .readonly = below(&f->r, 2), .cache = BLOCK_CACHE_UNSAFE};
+	struct block_options o = {
+		.path = path, .format = "vmdk", .readonly = below(&f->r, 2), .cache = BLOCK_CACHE_UNSAFE};
 	struct error err = {0};
 	struct block *b = block_open(&o, &err);
 
@@ -317,7 +364,8 @@ static bool fuzz_manifest(struct fuzz *f)
 
 int main(int argc, char **argv)
 {
-	static bool (*const fuzzers[])(struct fuzz *) = {fuzz_vmdk, fuzz_vmdk, fuzz_vmdk, fuzz_part, fuzz_ovf, fuzz_manifest};
+	static bool (*const fuzzers[])(struct fuzz *) = {fuzz_vmdk, fuzz_vmdk, fuzz_vmdk,
+							 fuzz_part, fuzz_ovf,  fuzz_manifest};
 	double seconds = argc > 1 ? atof(argv[1]) : 2;
 	struct fuzz f = {.dir = "/tmp/doppel-fuzz.XXXXXX", .seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1};
 	clock_t end = clock() + (clock_t)(seconds * CLOCKS_PER_SEC);
@@ -332,9 +380,11 @@ int main(int argc, char **argv)
 		f.r = (struct rng){(f.seed << 32 | ++f.cases) * UINT64_C(0x9e3779b97f4a7c15)};
 		ok = fuzzers[below(&f.r, ARRAY_LEN(fuzzers))](&f);
 		if (!ok)
-			printf("seed %llu, case %llu: wrong\n", (unsigned long long)f.seed, (unsigned long long)f.cases);
+			printf("seed %llu, case %llu: wrong\n", (unsigned long long)f.seed,
+			       (unsigned long long)f.cases);
 	}
 	printf("%llu cases, %llu good\n", (unsigned long long)f.cases, (unsigned long long)f.good);
 	snprintf(cmd, sizeof(cmd), "rm -rf %s", f.dir);
-	return system(cmd) || !ok || f.good == 0 || f.good == f.cases; /* a run that only fails, or never, tests nothing */
+	return system(cmd) || !ok || f.good == 0 ||
+	       f.good == f.cases; /* a run that only fails, or never, tests nothing */
 }

@@ -7,10 +7,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CHUNK (2 * MIB)       /* of work; a multiple of every cluster size */
-#define ZERO_RUN (256 * KIB)  /* of a source, and longer: not read */
-#define FINE 4096u            /* raw targets: zeroes looked for in such pieces */
-#define THREADS_MIN 4u        /* some wait for the disk while others compute */
+#define CHUNK (2 * MIB)	     /* of work; a multiple of every cluster size */
+#define ZERO_RUN (256 * KIB) /* of a source, and longer: not read */
+#define FINE 4096u	     /* raw targets: zeroes looked for in such pieces */
+#define THREADS_MIN 4u	     /* some wait for the disk while others compute */
 #define THREADS_MAX 16u
 
 /* What is known of one side from the map: [.., end) is all zero or all data. */
@@ -167,7 +167,8 @@ static bool load(struct pool *p, struct block *b, uint64_t off, uint64_t len, ui
 
 static bool store(struct pool *p, uint64_t off, uint64_t len, const uint8_t *buf)
 {
-	int r = p->compress ? p->dst->format->write_compressed(p->dst, off, len, buf) : block_write(p->dst, off, buf, len);
+	int r = p->compress ? p->dst->format->write_compressed(p->dst, off, len, buf)
+			    : block_write(p->dst, off, buf, len);
 
 	if (r)
 		fail(p, r, p->dst, true, off);
@@ -323,7 +324,8 @@ static bool run_pool(struct pool *p, struct error *err)
 
 bool block_copy(struct block *src, struct block *dst, bool compress, struct block_job *job, struct error *err)
 {
-	struct pool p = {.job = job, .sides = {{.b = src}}, .nsides = 1, .dst = dst, .compress = compress, .size = src->size};
+	struct pool p = {
+		.job = job, .sides = {{.b = src}}, .nsides = 1, .dst = dst, .compress = compress, .size = src->size};
 	struct block_info info = {0};
 	int r;
 
@@ -345,9 +347,14 @@ bool block_copy(struct block *src, struct block *dst, bool compress, struct bloc
 	return r == -ENOSPC ? error_hint(err, "free some space on that file system") : false;
 }
 
-bool block_compare(struct block *a, struct block *b, struct block_job *job, bool *same, uint64_t *where, struct error *err)
+bool block_compare(struct block *a, struct block *b, struct block_job *job, bool *same, uint64_t *where,
+		   struct error *err)
 {
-	struct pool p = {.job = job, .sides = {{.b = a}, {.b = b}}, .nsides = 2, .size = max_u64(a->size, b->size), .grain = 64 * KIB};
+	struct pool p = {.job = job,
+			 .sides = {{.b = a}, {.b = b}},
+			 .nsides = 2,
+			 .size = max_u64(a->size, b->size),
+			 .grain = 64 * KIB};
 
 	if (!run_pool(&p, err))
 		return false;

@@ -76,10 +76,11 @@ static void add_mbr(struct part_table *t, unsigned number, uint64_t base, struct
 }
 
 /*
- * The chain of an extended partition: in each link's sector, entry 0 is a logical partition, relative to the link, and entry 1 the next
- * link, relative to the extended partition.
+ * The chain of an extended partition: in each link's sector, entry 0 is a logical partition, relative to the link, and
+ * entry 1 the next link, relative to the extended partition.
  */
-static bool list_logical(struct part_table *t, struct block *b, struct mbr_entry ext, unsigned *number, struct error *err)
+static bool list_logical(struct part_table *t, struct block *b, struct mbr_entry ext, unsigned *number,
+			 struct error *err)
 {
 	uint64_t link = ext.start;
 
@@ -197,10 +198,11 @@ static void add_gpt(struct part_table *t, unsigned i, const uint8_t *e, uint64_t
 }
 
 /*
- * One copy of the table: its header in sector lba. *valid false: this copy is none. The header's checksum is over its own length with the
- * checksum field 0; the table's over all entries.
+ * One copy of the table: its header in sector lba. *valid false: this copy is none. The header's checksum is over its
+ * own length with the checksum field 0; the table's over all entries.
  */
-static bool try_gpt(struct part_table *t, struct block *b, unsigned sector, uint64_t lba, bool *valid, struct error *err)
+static bool try_gpt(struct part_table *t, struct block *b, unsigned sector, uint64_t lba, bool *valid,
+		    struct error *err)
 {
 	uint8_t h[4096], *table;
 	uint64_t entries, bytes;
@@ -214,7 +216,8 @@ static bool try_gpt(struct part_table *t, struct block *b, unsigned sector, uint
 	size = get_le32(h + 12);
 	crc = get_le32(h + 16);
 	put_le32(h + 16, 0);
-	if (memcmp(h, "EFI PART", 8) || size < GPT_HEADER_MIN || size > sector || crc32(0, h, size) != crc || get_le64(h + 24) != lba)
+	if (memcmp(h, "EFI PART", 8) || size < GPT_HEADER_MIN || size > sector || crc32(0, h, size) != crc ||
+	    get_le64(h + 24) != lba)
 		return true;
 	entries = get_le64(h + 72);
 	n = get_le32(h + 80);
@@ -321,10 +324,24 @@ const char *part_type_name(const struct part_table *t, const struct part *p)
 		uint8_t type;
 		const char *name;
 	} mbr[] = {
-		{0x01, "FAT12"}, {0x04, "FAT16"}, {0x05, "extended"}, {0x06, "FAT16"}, {0x07, "NTFS or exFAT"},
-		{0x0b, "FAT32"}, {0x0c, "FAT32"}, {0x0e, "FAT16"}, {0x0f, "extended"}, {0x82, "Linux swap"},
-		{0x83, "Linux filesystem"}, {0x85, "extended"}, {0x8e, "Linux LVM"}, {0xa5, "FreeBSD"}, {0xa6, "OpenBSD"},
-		{0xea, "Linux boot"}, {0xef, "EFI system"}, {0xfd, "Linux RAID"},
+		{0x01, "FAT12"},
+		{0x04, "FAT16"},
+		{0x05, "extended"},
+		{0x06, "FAT16"},
+		{0x07, "NTFS or exFAT"},
+		{0x0b, "FAT32"},
+		{0x0c, "FAT32"},
+		{0x0e, "FAT16"},
+		{0x0f, "extended"},
+		{0x82, "Linux swap"},
+		{0x83, "Linux filesystem"},
+		{0x85, "extended"},
+		{0x8e, "Linux LVM"},
+		{0xa5, "FreeBSD"},
+		{0xa6, "OpenBSD"},
+		{0xea, "Linux boot"},
+		{0xef, "EFI system"},
+		{0xfd, "Linux RAID"},
 	};
 	static const struct {
 		const char *guid, *name;

@@ -1,7 +1,7 @@
 /*
- * The partitions of a disk: MBR with extended partitions, and GPT (UEFI specification 2.10, chapter 5), with 512 or 4096 byte
- * sectors. Reads only; the disk's contents are the guest's and are not believed: what lies outside of the disk is left out and
- * counted, chains and tables are bounded.
+ * The partitions of a disk: MBR with extended partitions, and GPT (UEFI specification 2.10, chapter 5), with 512 or
+ * 4096 byte sectors. Reads only; the disk's contents are the guest's and are not believed: what lies outside of the
+ * disk is left out and counted, chains and tables are bounded.
  *
  * Threads: any; blocks on the disk.
  */
@@ -18,10 +18,10 @@ struct part {
 	unsigned number;       /* as Linux counts: 1-4 primary, from 5 logical; GPT: entry + 1 */
 	uint64_t start, len;   /* bytes; inside of the disk, len not 0 */
 	uint8_t mbr_type;      /* MBR */
-	bool active;           /* MBR: boot flag; GPT: legacy BIOS bootable attribute */
+	bool active;	       /* MBR: boot flag; GPT: legacy BIOS bootable attribute */
 	uint8_t type_guid[16]; /* GPT, as on the disk */
 	uint8_t guid[16];
-	char name[112];        /* GPT: UTF-8, control characters replaced by '?' */
+	char name[112]; /* GPT: UTF-8, control characters replaced by '?' */
 };
 
 struct part_table {
@@ -29,8 +29,8 @@ struct part_table {
 	unsigned sector_size;
 	uint32_t disk_id;      /* MBR */
 	uint8_t disk_guid[16]; /* GPT */
-	bool backup;           /* GPT: the primary header or table is damaged, this is from the backup at the end */
-	unsigned nbad;         /* partitions left out: outside of the disk, broken chain, too many */
+	bool backup;	       /* GPT: the primary header or table is damaged, this is from the backup at the end */
+	unsigned nbad;	       /* partitions left out: outside of the disk, broken chain, too many */
 	unsigned n;
 	struct part parts[PART_MAX]; /* by number */
 };

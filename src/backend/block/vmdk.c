@@ -1,6 +1,7 @@
 /*
- * The vmdk format: extents side by side, each a range of the disk, and a parent below. The files of extents lie in the descriptor's directory
- * or below it, links resolved. A child names the content id (CID) of its parent; whoever changes a disk changes its CID, once.
+ * The vmdk format: extents side by side, each a range of the disk, and a parent below. The files of extents lie in the
+ * descriptor's directory or below it, links resolved. A child names the content id (CID) of its parent; whoever changes
+ * a disk changes its CID, once.
  */
 #include "backend/block/vmdk_int.h"
 
@@ -22,9 +23,9 @@
 struct extent {
 	enum vmdk_kind kind;
 	bool readonly;
-	uint64_t start, size;       /* of the disk */
-	int fd;                     /* flat; else -1 */
-	uint64_t file_off;          /* flat */
+	uint64_t start, size;	    /* of the disk */
+	int fd;			    /* flat; else -1 */
+	uint64_t file_off;	    /* flat */
 	struct vmdk_sparse *sparse; /* sparse; has its own fd */
 };
 
@@ -74,7 +75,8 @@ static struct extent *add_extent(struct vmdk *v, struct block *b, enum vmdk_kind
 	return e;
 }
 
-static bool add_sparse(struct vmdk *v, struct block *b, const char *path, int fd, bool readonly, uint64_t size, struct error *err)
+static bool add_sparse(struct vmdk *v, struct block *b, const char *path, int fd, bool readonly, uint64_t size,
+		       struct error *err)
 {
 	struct vmdk_sparse *s = vmdk_sparse_new(path, fd, !readonly, size, err);
 	struct extent *e;
@@ -89,7 +91,8 @@ static bool add_sparse(struct vmdk *v, struct block *b, const char *path, int fd
 }
 
 /* One file with the descriptor inside. */
-static bool open_single(struct vmdk *v, struct block *b, const char *path, int fd, const uint8_t *head, struct error *err)
+static bool open_single(struct vmdk *v, struct block *b, const char *path, int fd, const uint8_t *head,
+			struct error *err)
 {
 	struct vmdk_header h;
 	bool ok = vmdk_header_get(path, head, &h, err);
@@ -132,7 +135,8 @@ static bool extent_path(const char *path, const char *file, char out[PATH_MAX], 
 	return error_hint(err, "move all files of the disk into one directory");
 }
 
-static bool open_flat(struct vmdk *v, struct block *b, const char *path, int fd, const struct vmdk_desc_extent *d, struct error *err)
+static bool open_flat(struct vmdk *v, struct block *b, const char *path, int fd, const struct vmdk_desc_extent *d,
+		      struct error *err)
 {
 	struct extent *e;
 	struct stat st;
@@ -149,8 +153,8 @@ static bool open_flat(struct vmdk *v, struct block *b, const char *path, int fd,
 	return error_hint(err, "the file is cut short; restore it from a backup");
 }
 
-static bool open_extent(struct vmdk *v, struct block *b, const struct block_options *o, const struct vmdk_desc_extent *d,
-			struct error *err)
+static bool open_extent(struct vmdk *v, struct block *b, const struct block_options *o,
+			const struct vmdk_desc_extent *d, struct error *err)
 {
 	bool readonly = b->readonly || d->access != VMDK_RW;
 	char file[PATH_MAX];
@@ -199,7 +203,8 @@ static bool open_parent(struct vmdk *v, struct block *b, const struct block_opti
 	p = b->backing->state;
 	if (p->desc.cid == v->desc.parent_cid)
 		return true;
-	error_set(err, "disk %s: its parent %.128s was changed after this image was made on top of it", o->path, v->desc.parent);
+	error_set(err, "disk %s: its parent %.128s was changed after this image was made on top of it", o->path,
+		  v->desc.parent);
 	return error_hint(err, "restore the parent as it was");
 }
 
@@ -275,7 +280,8 @@ static struct extent *extent_at(struct vmdk *v, uint64_t off, uint64_t *len)
 	return e;
 }
 
-static int read_below(struct block *b, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov, uint64_t iov_off)
+static int read_below(struct block *b, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov,
+		      uint64_t iov_off)
 {
 	uint64_t here = b->backing && off < b->backing->size ? min_u64(len, b->backing->size - off) : 0;
 	struct iovec *part;
@@ -292,8 +298,8 @@ static int read_below(struct block *b, uint64_t off, uint64_t len, const struct 
 	return r;
 }
 
-static int read_sparse(struct block *b, struct extent *e, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov,
-		       uint64_t iov_off)
+static int read_sparse(struct block *b, struct extent *e, uint64_t off, uint64_t len, const struct iovec *iov,
+		       unsigned niov, uint64_t iov_off)
 {
 	struct vmdk_run run;
 	int r = 0;
@@ -303,12 +309,18 @@ static int read_sparse(struct block *b, struct extent *e, uint64_t off, uint64_t
 		if (r)
 			return r;
 		switch (run.kind) {
-		case VMDK_RUN_DATA: r = iov_pread(e->sparse->fd, run.host, iov, niov, iov_off, run.len); break;
+		case VMDK_RUN_DATA:
+			r = iov_pread(e->sparse->fd, run.host, iov, niov, iov_off, run.len);
+			break;
 		case VMDK_RUN_COMPRESSED:
 			r = vmdk_stream_read(e->sparse, off - e->start, run.len, run.host, iov, niov, iov_off);
 			break;
-		case VMDK_RUN_ZERO: iov_zero(iov, niov, iov_off, run.len); break;
-		case VMDK_RUN_NONE: r = read_below(b, off, run.len, iov, niov, iov_off); break;
+		case VMDK_RUN_ZERO:
+			iov_zero(iov, niov, iov_off, run.len);
+			break;
+		case VMDK_RUN_NONE:
+			r = read_below(b, off, run.len, iov, niov, iov_off);
+			break;
 		}
 	}
 	return r;
@@ -324,9 +336,15 @@ static int vmdk_read(struct block *b, uint64_t off, uint64_t len, const struct i
 		struct extent *e = extent_at(b->state, off, &n);
 
 		switch (e->kind) {
-		case VMDK_FLAT: r = iov_pread(e->fd, e->file_off + (off - e->start), iov, niov, iov_off, n); break;
-		case VMDK_SPARSE: r = read_sparse(b, e, off, n, iov, niov, iov_off); break;
-		case VMDK_ZERO: iov_zero(iov, niov, iov_off, n); break;
+		case VMDK_FLAT:
+			r = iov_pread(e->fd, e->file_off + (off - e->start), iov, niov, iov_off, n);
+			break;
+		case VMDK_SPARSE:
+			r = read_sparse(b, e, off, n, iov, niov, iov_off);
+			break;
+		case VMDK_ZERO:
+			iov_zero(iov, niov, iov_off, n);
+			break;
 		}
 		off += n;
 		iov_off += n;
@@ -345,7 +363,8 @@ static void map_flat(const struct extent *e, uint64_t off, struct block_extent *
 	if (data < 0 && errno != ENXIO)
 		return;
 	if (data < 0 || (uint64_t)data > pos) {
-		*out = (struct block_extent){.kind = EXTENT_ZERO, .len = data < 0 ? out->len : min_u64(out->len, (uint64_t)data - pos)};
+		*out = (struct block_extent){.kind = EXTENT_ZERO,
+					     .len = data < 0 ? out->len : min_u64(out->len, (uint64_t)data - pos)};
 		return;
 	}
 	hole = lseek(e->fd, (off_t)pos, SEEK_HOLE);
@@ -385,9 +404,14 @@ static int vmdk_map(struct block *b, uint64_t off, uint64_t len, struct block_ex
 		out->fd = e->sparse->fd;
 		out->host_off = run.host;
 		return 0;
-	case VMDK_RUN_COMPRESSED: out->kind = EXTENT_ENCODED; return 0;
-	case VMDK_RUN_ZERO: out->kind = EXTENT_ZERO; return 0;
-	case VMDK_RUN_NONE: break;
+	case VMDK_RUN_COMPRESSED:
+		out->kind = EXTENT_ENCODED;
+		return 0;
+	case VMDK_RUN_ZERO:
+		out->kind = EXTENT_ZERO;
+		return 0;
+	case VMDK_RUN_NONE:
+		break;
 	}
 	out->kind = EXTENT_UNALLOCATED;
 	return map_below(b, off, out);
@@ -454,7 +478,8 @@ static int vmdk_write(struct block *b, uint64_t off, uint64_t len, const struct 
 		if (e->kind == VMDK_FLAT)
 			r = iov_pwrite(e->fd, e->file_off + (off - e->start), iov, niov, iov_off, n);
 		else
-			r = vmdk_sparse_write(e->sparse, off - e->start, n, iov, niov, iov_off, &(struct vmdk_below){below_read, &ctx});
+			r = vmdk_sparse_write(e->sparse, off - e->start, n, iov, niov, iov_off,
+					      &(struct vmdk_below){below_read, &ctx});
 		off += n;
 		iov_off += n;
 		len -= n;
@@ -468,7 +493,8 @@ static int zero_flat(const struct extent *e, uint64_t off, uint64_t len, bool ma
 	uint64_t pos = e->file_off + (off - e->start);
 	int r = 0;
 
-	if (fallocate(e->fd, (may_unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE, (off_t)pos, (off_t)len) == 0)
+	if (fallocate(e->fd, (may_unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE,
+		      (off_t)pos, (off_t)len) == 0)
 		return 0;
 	for (; len && !r;) {
 		uint64_t n = min_u64(len, sizeof(zeroes));
@@ -490,7 +516,8 @@ static int zero_extent(struct block *b, struct extent *e, uint64_t off, uint64_t
 		return -EROFS;
 	if (e->kind == VMDK_FLAT)
 		return zero_flat(e, off, len, may_unmap);
-	return vmdk_sparse_zero(e->sparse, off - e->start, len, b->backing != NULL, &(struct vmdk_below){below_read, &ctx});
+	return vmdk_sparse_zero(e->sparse, off - e->start, len, b->backing != NULL,
+				&(struct vmdk_below){below_read, &ctx});
 }
 
 static int vmdk_write_zeroes(struct block *b, uint64_t off, uint64_t len, bool may_unmap)
@@ -568,7 +595,8 @@ static bool vmdk_check(struct block *b, bool repair, struct block_check *c, stru
 	struct vmdk *v = b->state;
 
 	for (unsigned i = 0; i < v->nextents; i++)
-		if (v->extents[i].sparse && !vmdk_sparse_check(v->extents[i].sparse, repair && !v->extents[i].readonly, c, err))
+		if (v->extents[i].sparse &&
+		    !vmdk_sparse_check(v->extents[i].sparse, repair && !v->extents[i].readonly, c, err))
 			return false;
 	return true;
 }

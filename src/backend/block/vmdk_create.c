@@ -1,5 +1,6 @@
 /*
- * New VMDKs. A sparse one: header, descriptor, then twice a grain directory and all of its grain tables, the redundant ones first.
+ * New VMDKs. A sparse one: header, descriptor, then twice a grain directory and all of its grain tables, the redundant
+ * ones first.
  */
 #include "backend/block/vmdk_int.h"
 
@@ -34,7 +35,8 @@ struct maker {
 	unsigned nmade;
 };
 
-static bool choose(const char *path, const char *key, const char *value, const char *const *names, unsigned n, unsigned *out, struct error *err)
+static bool choose(const char *path, const char *key, const char *value, const char *const *names, unsigned n,
+		   unsigned *out, struct error *err)
 {
 	char all[128] = "";
 
@@ -142,8 +144,11 @@ static bool put_directory(int fd, uint64_t pos, uint64_t tables, uint32_t n, uin
 /* A sparse file of `size` bytes of disk; with the descriptor inside when it is the only one. */
 static bool fill_sparse(struct maker *m, int fd, uint64_t size, bool inside)
 {
-	struct vmdk_header h = {.version = m->zeroed_grain ? 2 : 1, .flags = VMDK_F_NEWLINE | VMDK_F_RGD, .capacity = size,
-				.grain = VMDK_GRAIN, .gtes = VMDK_GTES};
+	struct vmdk_header h = {.version = m->zeroed_grain ? 2 : 1,
+				.flags = VMDK_F_NEWLINE | VMDK_F_RGD,
+				.capacity = size,
+				.grain = VMDK_GRAIN,
+				.gtes = VMDK_GTES};
 	uint32_t n = (uint32_t)((size + VMDK_GRAIN * VMDK_GTES - 1) / (VMDK_GRAIN * VMDK_GTES));
 	uint64_t dir = align_up((uint64_t)n * 4, BLOCK_SECTOR), tables = (uint64_t)n * VMDK_GTES * 4;
 	uint8_t head[VMDK_HEADER];
@@ -159,16 +164,25 @@ static bool fill_sparse(struct maker *m, int fd, uint64_t size, bool inside)
 	vmdk_header_put(head, &h);
 	return put(fd, 0, head, sizeof(head)) && (!inside || put(fd, BLOCK_SECTOR, m->text, m->text_len)) &&
 	       put_directory(fd, h.rgd, h.rgd + dir, n, VMDK_GTES * 4 / BLOCK_SECTOR) &&
-	       put_directory(fd, h.gd, h.gd + dir, n, VMDK_GTES * 4 / BLOCK_SECTOR) && ftruncate(fd, (off_t)h.overhead) == 0;
+	       put_directory(fd, h.gd, h.gd + dir, n, VMDK_GTES * 4 / BLOCK_SECTOR) &&
+	       ftruncate(fd, (off_t)h.overhead) == 0;
 }
 
 /* A stream without grains, complete with its tail. */
 static bool fill_stream(struct maker *m, int fd)
 {
-	struct vmdk_header h = {.version = 3, .flags = VMDK_F_NEWLINE | VMDK_F_COMPRESSED | VMDK_F_MARKERS, .capacity = m->size,
-				.grain = VMDK_GRAIN, .desc = BLOCK_SECTOR, .desc_size = VMDK_DESC_ROOM, .gd = VMDK_GD_AT_END,
-				.overhead = VMDK_OVERHEAD, .gtes = VMDK_GTES, .compression = 1};
-	uint64_t n = (m->size + VMDK_GRAIN * VMDK_GTES - 1) / (VMDK_GRAIN * VMDK_GTES), dir = align_up(n * 4, BLOCK_SECTOR);
+	struct vmdk_header h = {.version = 3,
+				.flags = VMDK_F_NEWLINE | VMDK_F_COMPRESSED | VMDK_F_MARKERS,
+				.capacity = m->size,
+				.grain = VMDK_GRAIN,
+				.desc = BLOCK_SECTOR,
+				.desc_size = VMDK_DESC_ROOM,
+				.gd = VMDK_GD_AT_END,
+				.overhead = VMDK_OVERHEAD,
+				.gtes = VMDK_GTES,
+				.compression = 1};
+	uint64_t n = (m->size + VMDK_GRAIN * VMDK_GTES - 1) / (VMDK_GRAIN * VMDK_GTES),
+		 dir = align_up(n * 4, BLOCK_SECTOR);
 	uint8_t head[VMDK_HEADER], marker[BLOCK_SECTOR] = {0};
 	uint64_t pos = VMDK_OVERHEAD;
 
@@ -238,8 +252,8 @@ static bool extent_lines(struct maker *m, struct error *err)
 			snprintf(name, sizeof(name), "%s", m->c->path);
 		else if (!extent_name(m, i, name, err))
 			return false;
-		print(m, "RW %llu %s \"%s\"%s\n", (unsigned long long)(extent_size(m, i) / BLOCK_SECTOR), is_flat(m) ? "FLAT" : "SPARSE",
-		      base_name(name), is_flat(m) ? " 0" : "");
+		print(m, "RW %llu %s \"%s\"%s\n", (unsigned long long)(extent_size(m, i) / BLOCK_SECTOR),
+		      is_flat(m) ? "FLAT" : "SPARSE", base_name(name), is_flat(m) ? " 0" : "");
 	}
 	return true;
 }
@@ -252,18 +266,22 @@ static bool describe(struct maker *m, struct error *err)
 	m->text = calloc(1, m->text_room);
 	if (!m->text)
 		return error_set(err, "out of memory");
-	print(m, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\ncreateType=\"%s\"\n", m->cid, m->parent_cid, subformats[m->sub]);
+	print(m, "# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\ncreateType=\"%s\"\n", m->cid,
+	      m->parent_cid, subformats[m->sub]);
 	if (m->c->backing)
 		print(m, "parentFileNameHint=\"%s\"\n", m->c->backing);
 	print(m, "\n# Extent description\n");
 	if (!extent_lines(m, err))
 		return false;
-	print(m, "\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"%llu\"\n"
-		 "ddb.geometry.heads = \"%u\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"%s\"\n",
-	      (unsigned long long)min_u64(m->size / (63 * BLOCK_SECTOR * heads), m->adapter ? UINT32_MAX : 16383), heads,
-	      adapters[m->adapter]);
-	return m->text_len < m->text_room && (m->sub == MONOLITHIC_SPARSE || m->sub == STREAM ? m->text_len <= VMDK_DESC_ROOM : true) ? true
-		: error_set(err, "disk %s: the names are too long for a VMDK descriptor", m->c->path);
+	print(m,
+	      "\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"%llu\"\n"
+	      "ddb.geometry.heads = \"%u\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"%s\"\n",
+	      (unsigned long long)min_u64(m->size / (63 * BLOCK_SECTOR * heads), m->adapter ? UINT32_MAX : 16383),
+	      heads, adapters[m->adapter]);
+	return m->text_len < m->text_room &&
+			       (m->sub == MONOLITHIC_SPARSE || m->sub == STREAM ? m->text_len <= VMDK_DESC_ROOM : true)
+		       ? true
+		       : error_set(err, "disk %s: the names are too long for a VMDK descriptor", m->c->path);
 }
 
 /* ---- parent ---- */
@@ -286,8 +304,11 @@ static bool ask_parent(struct maker *m, struct error *err)
 		return error_set(err, "disk %s: %s images have no backing file", c->path, subformats[m->sub]);
 	for (const char *s = c->backing; *s; s++)
 		if (*s == '"' || (uint8_t)*s < 0x20)
-			return error_set(err, "disk %s: a VMDK cannot name this backing file: quotes or control characters", c->path);
-	snprintf(path, sizeof(path), "%.*s%s", c->backing[0] == '/' ? 0 : (int)(base_name(c->path) - c->path), c->path, c->backing);
+			return error_set(err,
+					 "disk %s: a VMDK cannot name this backing file: quotes or control characters",
+					 c->path);
+	snprintf(path, sizeof(path), "%.*s%s", c->backing[0] == '/' ? 0 : (int)(base_name(c->path) - c->path), c->path,
+		 c->backing);
 	o.path = path;
 	p = block_open(&o, err);
 	if (!p)
@@ -309,7 +330,9 @@ static bool make_extent(struct maker *m, unsigned i, struct error *err)
 	if (!extent_name(m, i, path, err))
 		return false;
 	fd = make_file(m, path, err);
-	return fd >= 0 && finish_file(path, fd, is_flat(m) ? ftruncate(fd, (off_t)size) == 0 : fill_sparse(m, fd, size, false), err);
+	return fd >= 0 &&
+	       finish_file(path, fd, is_flat(m) ? ftruncate(fd, (off_t)size) == 0 : fill_sparse(m, fd, size, false),
+			   err);
 }
 
 static bool make_files(struct maker *m, struct error *err)
@@ -339,7 +362,8 @@ static bool check_size(struct maker *m, struct error *err)
 		m->size = align_up(m->size, BLOCK_SECTOR);
 		return true;
 	}
-	error_set(err, "disk %s: %s images have at most %llu GiB", m->c->path, subformats[m->sub], (unsigned long long)(max / GIB));
+	error_set(err, "disk %s: %s images have at most %llu GiB", m->c->path, subformats[m->sub],
+		  (unsigned long long)(max / GIB));
 	return error_hint(err, "make it smaller, or a qcow2 image");
 }
 

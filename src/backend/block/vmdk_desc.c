@@ -135,7 +135,8 @@ static bool parse_kind(const char *path, const char *word, enum vmdk_kind *kind,
 		*kind = VMDK_ZERO;
 	else {
 		error_set(err, "disk %s: extents of type %.31s are not supported", path, word);
-		return error_hint(err, "convert it to monolithicSparse or streamOptimized with the program that made it");
+		return error_hint(err,
+				  "convert it to monolithicSparse or streamOptimized with the program that made it");
 	}
 	return true;
 }
@@ -207,7 +208,8 @@ static bool parse_line(const char *path, const char *text, struct text line, str
 		return true;
 	}
 	if (value_of(line, "parentCID", &v))
-		return hex32(v, &d->parent_cid) || error_set(err, "disk %s: the descriptor's parentCID is damaged", path);
+		return hex32(v, &d->parent_cid) ||
+		       error_set(err, "disk %s: the descriptor's parentCID is damaged", path);
 	if (value_of(line, "parentFileNameHint", &v))
 		return copy_value(v, d->parent, sizeof(d->parent)) ||
 		       error_set(err, "disk %s: the descriptor's parentFileNameHint is damaged", path);

@@ -1,9 +1,10 @@
 /*
- * Hosted sparse extents: header, grain directory (GD) -> grain tables (GT) -> grains. A grain's entry in its table is its position in
- * the file in sectors; 0: not here; 1, with a flag in the header: zeroes.
+ * Hosted sparse extents: header, grain directory (GD) -> grain tables (GT) -> grains. A grain's entry in its table is
+ * its position in the file in sectors; 0: not here; 1, with a flag in the header: zeroes.
  *
- * A crash must not leave an entry in the file for data that is not: changed tables stay in memory until a flush (or until their place in
- * the cache is needed), which syncs the data first, then writes them. Grains are never freed, so that a position once found stays good.
+ * A crash must not leave an entry in the file for data that is not: changed tables stay in memory until a flush (or
+ * until their place in the cache is needed), which syncs the data first, then writes them. Grains are never freed, so
+ * that a position once found stays good.
  */
 #include "backend/block/vmdk_int.h"
 
@@ -73,7 +74,9 @@ bool vmdk_header_get(const char *path, const uint8_t in[VMDK_HEADER], struct vmd
 {
 	bool at_end = get_le64(in + 56) == VMDK_GD_AT_END;
 
-	*h = (struct vmdk_header){.version = get_le32(in + 4), .flags = get_le32(in + 8), .gtes = get_le32(in + 44),
+	*h = (struct vmdk_header){.version = get_le32(in + 4),
+				  .flags = get_le32(in + 8),
+				  .gtes = get_le32(in + 44),
 				  .compression = get_le16(in + 77)};
 	if (get_le32(in) != VMDK_MAGIC)
 		return damaged(path, "no VMDK header", err);
@@ -106,8 +109,9 @@ static bool read_footer(struct vmdk_sparse *s, struct error *err)
 	uint8_t tail[3 * BLOCK_SECTOR];
 	uint64_t capacity = s->h.capacity;
 
-	if (s->file_size < VMDK_HEADER + sizeof(tail) || read_all(s->fd, s->file_size - sizeof(tail), tail, sizeof(tail)) ||
-	    get_le64(tail) != 1 || get_le32(tail + 8) != 0 || get_le32(tail + 12) != VMDK_MARK_FOOTER ||
+	if (s->file_size < VMDK_HEADER + sizeof(tail) ||
+	    read_all(s->fd, s->file_size - sizeof(tail), tail, sizeof(tail)) || get_le64(tail) != 1 ||
+	    get_le32(tail + 8) != 0 || get_le32(tail + 12) != VMDK_MARK_FOOTER ||
 	    get_le64(tail + 2 * BLOCK_SECTOR) != 0 || get_le32(tail + 2 * BLOCK_SECTOR + 8) != 0 ||
 	    get_le32(tail + 2 * BLOCK_SECTOR + 12) != VMDK_MARK_EOS)
 		return damaged(s->path, "the stream's footer is not there: the file is cut short", err);
@@ -321,7 +325,8 @@ static int find_run(struct vmdk_sparse *s, uint64_t off, uint64_t len, struct vm
 
 	*out = (struct vmdk_run){.kind = VMDK_RUN_NONE, .len = end - within};
 	if (s->stream && vmdk_stream_entry(s, index, first, &e)) {
-		*out = (struct vmdk_run){.kind = e ? VMDK_RUN_COMPRESSED : VMDK_RUN_NONE, .host = (uint64_t)e * BLOCK_SECTOR,
+		*out = (struct vmdk_run){.kind = e ? VMDK_RUN_COMPRESSED : VMDK_RUN_NONE,
+					 .host = (uint64_t)e * BLOCK_SECTOR,
 					 .len = min_u64(end, (first + 1) * s->h.grain) - within};
 		return 0;
 	}
@@ -393,10 +398,11 @@ static int set_entry(struct vmdk_sparse *s, uint64_t off, uint32_t value)
 }
 
 /*
- * Whole grains that are not here, in one table. The data is written without the lock; another write may have brought one of the grains
- * meanwhile, and then ours goes into that.
+ * Whole grains that are not here, in one table. The data is written without the lock; another write may have brought
+ * one of the grains meanwhile, and then ours goes into that.
  */
-static int write_new_grains(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov, uint64_t iov_off)
+static int write_new_grains(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov,
+			    uint64_t iov_off)
 {
 	uint64_t pos;
 	int r = reserve(s, len, &pos);
@@ -421,8 +427,8 @@ static int write_new_grains(struct vmdk_sparse *s, uint64_t off, uint64_t len, c
 }
 
 /* A part of a grain that is not here: the rest of it comes from below. */
-static int write_part_grain(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov, uint64_t iov_off,
-			    bool zero, const struct vmdk_below *below)
+static int write_part_grain(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov,
+			    uint64_t iov_off, bool zero, const struct vmdk_below *below)
 {
 	uint64_t start = align_down(off, s->h.grain), pos;
 	uint8_t *buf = calloc(1, s->h.grain);
@@ -444,8 +450,8 @@ static int write_part_grain(struct vmdk_sparse *s, uint64_t off, uint64_t len, c
 	return r;
 }
 
-int vmdk_sparse_write(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov, uint64_t iov_off,
-		      const struct vmdk_below *below)
+int vmdk_sparse_write(struct vmdk_sparse *s, uint64_t off, uint64_t len, const struct iovec *iov, unsigned niov,
+		      uint64_t iov_off, const struct vmdk_below *below)
 {
 	while (len) {
 		struct vmdk_run run = {0};
@@ -560,7 +566,7 @@ int vmdk_sparse_flush(struct vmdk_sparse *s)
 struct check {
 	struct vmdk_sparse *s;
 	struct block_check *c;
-	uint8_t *used;      /* a bit per grain-sized piece of the file */
+	uint8_t *used; /* a bit per grain-sized piece of the file */
 	uint64_t npieces;
 	uint64_t lines;
 	bool repair;
@@ -582,7 +588,8 @@ __attribute__((format(printf, 2, 3))) static void report(struct check *k, const 
 static void check_grain(struct check *k, struct vmdk_gt *gt, unsigned i)
 {
 	struct vmdk_sparse *s = k->s;
-	uint64_t disk = gt->index * s->table_span + i * s->h.grain, pos = (uint64_t)gt->entries[i] * BLOCK_SECTOR, piece, need;
+	uint64_t disk = gt->index * s->table_span + i * s->h.grain, pos = (uint64_t)gt->entries[i] * BLOCK_SECTOR,
+		 piece, need;
 	enum vmdk_run_kind kind = entry_kind(s, gt->entries[i]);
 
 	if (kind == VMDK_RUN_NONE || kind == VMDK_RUN_ZERO || disk >= s->h.capacity)
@@ -608,8 +615,8 @@ static void check_grain(struct check *k, struct vmdk_gt *gt, unsigned i)
 }
 
 /*
- * The redundant table is a copy of the table, for repairs by hand; a crash may leave it behind the table. Nothing reads it: that is a leak, not
- * damage.
+ * The redundant table is a copy of the table, for repairs by hand; a crash may leave it behind the table. Nothing reads
+ * it: that is a leak, not damage.
  */
 static void check_copy(struct check *k, struct vmdk_gt *gt)
 {
@@ -617,7 +624,8 @@ static void check_copy(struct check *k, struct vmdk_gt *gt)
 	uint64_t bytes = s->h.gtes * 4, pos = s->rgd ? (uint64_t)s->rgd[gt->index] * BLOCK_SECTOR : 0;
 	uint32_t copy[VMDK_GTES];
 
-	if (!pos || (range_ok(pos, bytes, s->file_size) && read_all(s->fd, pos, copy, bytes) == 0 && !memcmp(copy, gt->entries, bytes)))
+	if (!pos || (range_ok(pos, bytes, s->file_size) && read_all(s->fd, pos, copy, bytes) == 0 &&
+		     !memcmp(copy, gt->entries, bytes)))
 		return;
 	report(k, "the copy of grain table %u is out of date", gt->index);
 	k->c->leaks++;

@@ -1,10 +1,11 @@
 /*
- * Compressed extents ("streamOptimized"): grains one after the other, each a marker (sector number on the disk, length) and deflated
- * data with a zlib header, padded to a sector; then the tables that are not empty, the directory, a footer (a copy of the header that
- * knows where the directory is), and an end-of-stream marker. Such a file is written once, from start to end.
+ * Compressed extents ("streamOptimized"): grains one after the other, each a marker (sector number on the disk, length)
+ * and deflated data with a zlib header, padded to a sector; then the tables that are not empty, the directory, a footer
+ * (a copy of the header that knows where the directory is), and an end-of-stream marker. Such a file is written once,
+ * from start to end.
  *
- * Compression is done in the callers' threads; finished pieces wait in a list, sorted, until all in front of them are there, so that the
- * file is in the order of the disk, as programs that read it as a stream want it.
+ * Compression is done in the callers' threads; finished pieces wait in a list, sorted, until all in front of them are
+ * there, so that the file is in the order of the disk, as programs that read it as a stream want it.
  */
 #include "backend/block/vmdk_int.h"
 
@@ -25,7 +26,7 @@
 struct piece {
 	struct piece *next;
 	uint64_t off, end; /* of the disk */
-	uint64_t bytes;    /* markers and data of its grains */
+	uint64_t bytes;	   /* markers and data of its grains */
 	uint8_t data[];
 };
 
@@ -41,10 +42,10 @@ struct vmdk_stream {
 	struct cached cache[CACHED];
 	struct libdeflate_compressor *compressors[COMPRESSORS]; /* idle ones */
 	unsigned ncompressors;
-	uint32_t **tables;     /* by directory index; NULL: empty */
+	uint32_t **tables; /* by directory index; NULL: empty */
 	uint32_t ntables;
-	uint64_t next;         /* of the disk: all before it is in the file or passed over */
-	uint64_t end;          /* of the grains in the file */
+	uint64_t next;	       /* of the disk: all before it is in the file or passed over */
+	uint64_t end;	       /* of the grains in the file */
 	struct piece *waiting; /* by offset */
 	uint64_t waiting_bytes;
 	bool finished;
@@ -72,7 +73,8 @@ struct vmdk_stream *vmdk_stream_new(struct vmdk_sparse *s, bool write, struct er
 		vmdk_stream_free(t);
 		return NULL;
 	}
-	if (!write || (range_ok(s->h.desc, s->h.desc_size, s->h.overhead) && s->h.overhead >= VMDK_HEADER && s->h.overhead <= s->file_size))
+	if (!write || (range_ok(s->h.desc, s->h.desc_size, s->h.overhead) && s->h.overhead >= VMDK_HEADER &&
+		       s->h.overhead <= s->file_size))
 		return t;
 	error_set(err, "disk %s: the VMDK header is damaged", s->path);
 	vmdk_stream_free(t);
@@ -126,8 +128,8 @@ static int inflate_grain(struct vmdk_sparse *s, uint64_t grain_off, uint64_t hos
 	return r;
 }
 
-static int read_cached(struct vmdk_sparse *s, uint64_t off, uint64_t len, uint64_t host, const struct iovec *iov, unsigned niov,
-		       uint64_t iov_off)
+static int read_cached(struct vmdk_sparse *s, uint64_t off, uint64_t len, uint64_t host, const struct iovec *iov,
+		       unsigned niov, uint64_t iov_off)
 {
 	struct vmdk_stream *t = s->stream;
 	struct cached *c = &t->cache[host / BLOCK_SECTOR % CACHED];
@@ -160,8 +162,8 @@ static int read_cached(struct vmdk_sparse *s, uint64_t off, uint64_t len, uint64
 	return 0;
 }
 
-int vmdk_stream_read(struct vmdk_sparse *s, uint64_t off, uint64_t len, uint64_t host, const struct iovec *iov, unsigned niov,
-		     uint64_t iov_off)
+int vmdk_stream_read(struct vmdk_sparse *s, uint64_t off, uint64_t len, uint64_t host, const struct iovec *iov,
+		     unsigned niov, uint64_t iov_off)
 {
 	if (len == s->h.grain && niov == 1)
 		return inflate_grain(s, off, host, (uint8_t *)iov->iov_base + iov_off);
@@ -272,9 +274,10 @@ static int submit(struct vmdk_sparse *s, struct piece *p)
 
 static bool all_zero(const uint8_t *p, uint64_t n) { return !p[0] && !memcmp(p, p + 1, n - 1); }
 
-/* Appends one grain to the piece; the last one of the disk is filled up with zeroes. 0: it is all zero, or -errno, or bytes. */
-static int64_t pack(struct vmdk_sparse *s, struct libdeflate_compressor *c, uint64_t off, const uint8_t *data, uint64_t len,
-		    uint8_t *out, uint64_t room)
+/* Appends one grain to the piece; the last one of the disk is filled up with zeroes. 0: it is all zero, or -errno, or
+ * bytes. */
+static int64_t pack(struct vmdk_sparse *s, struct libdeflate_compressor *c, uint64_t off, const uint8_t *data,
+		    uint64_t len, uint8_t *out, uint64_t room)
 {
 	uint8_t *full = NULL;
 	size_t n;
@@ -314,7 +317,8 @@ int vmdk_stream_write(struct vmdk_sparse *s, uint64_t off, uint64_t len, const v
 	if (p) {
 		*p = (struct piece){.off = off, .end = off + len};
 		for (uint64_t at = 0; at < len && n >= 0; at += s->h.grain) {
-			n = pack(s, c, off + at, (const uint8_t *)buf + at, min_u64(s->h.grain, len - at), p->data + p->bytes, room);
+			n = pack(s, c, off + at, (const uint8_t *)buf + at, min_u64(s->h.grain, len - at),
+				 p->data + p->bytes, room);
 			p->bytes += n > 0 ? (uint64_t)n : 0;
 		}
 	}

@@ -1,6 +1,6 @@
 /*
- * Partition tables made by sfdisk and sgdisk, which are also the judges; then damage: what is listed lies within the disk, and the backup of a
- * GPT serves when its primary copy is gone.
+ * Partition tables made by sfdisk and sgdisk, which are also the judges; then damage: what is listed lies within the
+ * disk, and the backup of a GPT serves when its primary copy is gone.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -74,7 +74,8 @@ static void compare_with_sfdisk(const struct part_table *t)
 		if (!colon)
 			continue;
 		assert_true(i < t->n);
-		assert_int_equal(sscanf(colon, " : start= %llu, size= %llu, type=%63[0-9A-Za-z-]", &start, &size, type), 3);
+		assert_int_equal(sscanf(colon, " : start= %llu, size= %llu, type=%63[0-9A-Za-z-]", &start, &size, type),
+				 3);
 		assert_int_equal(sscanf(line + strlen(path), "%u", &n), 1);
 		assert_int_equal(t->parts[i].number, n);
 		assert_int_equal(t->parts[i].start, start * 512);
@@ -104,8 +105,11 @@ static void test_mbr(void **state)
 	struct part_table *t;
 
 	fresh();
-	sh("printf 'size=4M,type=83,bootable\\nsize=8M,type=82\\nsize=40M,type=5\\nsize=2M,type=c\\nsize=3M,type=83\\nsize=4M,type=8e\\n"
-	   "size=1M,type=ef\\n' | sfdisk -q -X dos %s", path);
+	sh("printf "
+	   "'size=4M,type=83,bootable\\nsize=8M,type=82\\nsize=40M,type=5\\nsize=2M,type=c\\nsize=3M,type=83\\nsize=4M,"
+	   "type=8e\\n"
+	   "size=1M,type=ef\\n' | sfdisk -q -X dos %s",
+	   path);
 	t = must_list();
 	assert_int_equal(t->scheme, PART_MBR);
 	assert_int_equal(t->n, 7);
@@ -121,7 +125,9 @@ static void test_gpt(void **state)
 	struct part_table *t;
 
 	fresh();
-	sh("printf 'size=4M,type=U,name=\"efi\"\\nsize=8M,type=S\\nsize=9M,type=L,name=\"root fs\"\\n' | sfdisk -q -X gpt %s", path);
+	sh("printf 'size=4M,type=U,name=\"efi\"\\nsize=8M,type=S\\nsize=9M,type=L,name=\"root fs\"\\n' | sfdisk -q -X "
+	   "gpt %s",
+	   path);
 	t = must_list();
 	assert_int_equal(t->scheme, PART_GPT);
 	assert_int_equal(t->n, 3);
@@ -131,12 +137,15 @@ static void test_gpt(void **state)
 	compare_with_sfdisk(t);
 	part_table_free(t);
 	/* numbers with gaps, by another writer */
-	sh("sgdisk -d 2 -n 100:0:+1M -t 100:8300 -c 100:h\xc3\xbc" "llo -A 100:set:2 %s > /dev/null", path);
+	sh("sgdisk -d 2 -n 100:0:+1M -t 100:8300 -c 100:h\xc3\xbc"
+	   "llo -A 100:set:2 %s > /dev/null",
+	   path);
 	t = must_list();
 	assert_int_equal(t->n, 3);
 	assert_int_equal(t->parts[2].number, 100);
 	assert_true(t->parts[2].active);
-	assert_string_equal(t->parts[2].name, "h\xc3\xbc" "llo");
+	assert_string_equal(t->parts[2].name, "h\xc3\xbc"
+					      "llo");
 	compare_with_sfdisk(t);
 	part_table_free(t);
 }
@@ -156,7 +165,8 @@ static void test_backup(void **state)
 		assert_int_equal(t->n, 2);
 		part_table_free(t);
 	}
-	sh("dd if=/dev/zero of=%s bs=512 seek=%llu count=1 conv=notrunc status=none", path, (unsigned long long)SIZE / 512 - 1);
+	sh("dd if=/dev/zero of=%s bs=512 seek=%llu count=1 conv=notrunc status=none", path,
+	   (unsigned long long)SIZE / 512 - 1);
 	assert_null(list(&err));
 	assert_non_null(strstr(err.msg, "damaged"));
 	assert_non_null(strstr(err.msg, "backup"));
@@ -233,11 +243,8 @@ static void test_chains(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_mbr),
-		cmocka_unit_test(test_gpt),
-		cmocka_unit_test(test_backup),
-		cmocka_unit_test(test_none),
-		cmocka_unit_test(test_chains),
+		cmocka_unit_test(test_mbr),  cmocka_unit_test(test_gpt),    cmocka_unit_test(test_backup),
+		cmocka_unit_test(test_none), cmocka_unit_test(test_chains),
 	};
 	int r;
 

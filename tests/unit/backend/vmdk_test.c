@@ -1,6 +1,6 @@
 /*
- * VMDK beside qemu-img and qemu-io: random sequences of writes, zeroes and discards by our code are read by theirs, and theirs by ours. A
- * shadow in memory says what must be there.
+ * VMDK beside qemu-img and qemu-io: random sequences of writes, zeroes and discards by our code are read by theirs, and
+ * theirs by ours. A shadow in memory says what must be there.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -26,8 +26,8 @@ struct shadow {
 	uint64_t seed;
 };
 
-static const char *const writable[] = {"monolithicSparse", "monolithicSparse,zeroed_grain=on", "monolithicFlat", "twoGbMaxExtentSparse",
-				       "twoGbMaxExtentFlat"};
+static const char *const writable[] = {"monolithicSparse", "monolithicSparse,zeroed_grain=on", "monolithicFlat",
+				       "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"};
 
 static uint64_t next(struct shadow *s)
 {
@@ -105,7 +105,8 @@ static void verify(struct shadow *s, struct block *b)
 	assert_memory_equal(buf, s->data, s->size);
 	/* and in odd pieces */
 	for (unsigned i = 0; i < 200; i++) {
-		uint64_t off = next(s) % s->size, len = 1 + next(s) % min_u64(OP_MAX, s->size - off), cut = next(s) % len;
+		uint64_t off = next(s) % s->size, len = 1 + next(s) % min_u64(OP_MAX, s->size - off),
+			 cut = next(s) % len;
 		struct iovec iov[3] = {{buf, cut}, {buf + cut, 0}, {buf + cut, len - cut}};
 
 		assert_int_equal(block_readv(b, off, iov, 3), 0);
@@ -174,8 +175,10 @@ static void judge(struct shadow *s)
 {
 	write_raw(s);
 	run_command("qemu-img compare -q -f raw -F vmdk %s %s", s->raw, s->path);
-	run_command("qemu-img check -q -f vmdk %s 2>/dev/null || qemu-img info -f vmdk %s | grep -q Flat || qemu-img info -f vmdk %s | "
-		    "grep -q 'type: FLAT'", s->path, s->path, s->path);
+	run_command("qemu-img check -q -f vmdk %s 2>/dev/null || qemu-img info -f vmdk %s | grep -q Flat || qemu-img "
+		    "info -f vmdk %s | "
+		    "grep -q 'type: FLAT'",
+		    s->path, s->path, s->path);
 }
 
 static void check_clean(struct block *b)
@@ -230,7 +233,8 @@ static void qemu_ops(struct shadow *s, unsigned n)
 			pattern = 0;
 			fprintf(f, "write -z %llu %llu\n", (unsigned long long)off, (unsigned long long)len);
 		} else {
-			fprintf(f, "write -P %u %llu %llu\n", pattern, (unsigned long long)off, (unsigned long long)len);
+			fprintf(f, "write -P %u %llu %llu\n", pattern, (unsigned long long)off,
+				(unsigned long long)len);
 		}
 		memset(s->data + off, (int)pattern, len);
 	}
@@ -245,7 +249,8 @@ static void test_qemu_writes(void **state)
 		struct block *b;
 
 		begin(&s, SIZE);
-		run_command("qemu-img create -q -f vmdk -o subformat=%s %s %llu", writable[i], s.path, (unsigned long long)s.size);
+		run_command("qemu-img create -q -f vmdk -o subformat=%s %s %llu", writable[i], s.path,
+			    (unsigned long long)s.size);
 		for (unsigned round = 0; round < 2; round++) { /* turn by turn */
 			qemu_ops(&s, 40);
 			b = open_image(s.path, false);
@@ -424,8 +429,9 @@ static void test_split(void **state)
 		assert_int_equal(block_flush(b), 0);
 		block_close(b);
 		for (unsigned k = 1; k <= 2; k++)
-			run_command("qemu-io -r -f vmdk -c 'read -P %u %llu 8192' %s | grep -q failed && exit 1 || exit 0", k,
-				    (unsigned long long)(k * border - 4096), s.path);
+			run_command(
+				"qemu-io -r -f vmdk -c 'read -P %u %llu 8192' %s | grep -q failed && exit 1 || exit 0",
+				k, (unsigned long long)(k * border - 4096), s.path);
 		end(&s);
 	}
 }
@@ -451,7 +457,8 @@ static void test_many_tables(void **state)
 	}
 	for (uint32_t round = 0; round < 2; round++) {
 		for (uint32_t i = 0; i < TABLES; i++) {
-			assert_int_equal(block_read(b, i * STRIDE % TABLES * 32 * MIB + round * 100 * KIB, &v, sizeof(v)), 0);
+			assert_int_equal(
+				block_read(b, i * STRIDE % TABLES * 32 * MIB + round * 100 * KIB, &v, sizeof(v)), 0);
 			assert_int_equal(v, i + round * TABLES);
 		}
 	}
@@ -459,7 +466,8 @@ static void test_many_tables(void **state)
 	check_clean(b);
 	block_close(b);
 	run_command("qemu-img check -q -f vmdk %s", s.path);
-	run_command("qemu-img map --output=json -f vmdk %s | grep -c '\"data\": true' | grep -qx %u", s.path, 2 * TABLES);
+	run_command("qemu-img map --output=json -f vmdk %s | grep -c '\"data\": true' | grep -qx %u", s.path,
+		    2 * TABLES);
 	end(&s);
 }
 
@@ -514,7 +522,8 @@ static void test_threads(void **state)
 		seed = i + 1;
 		for (unsigned k = 0; k < 4000; k++) {
 			seed = seed * 6364136223846793005u + 1442695040888963407u;
-			memset(s.data + ((seed >> 33) % (s.size / BLOCK_SECTOR / THREADS) * THREADS + i) * BLOCK_SECTOR, (int)i + 1, BLOCK_SECTOR);
+			memset(s.data + ((seed >> 33) % (s.size / BLOCK_SECTOR / THREADS) * THREADS + i) * BLOCK_SECTOR,
+			       (int)i + 1, BLOCK_SECTOR);
 		}
 	}
 	verify(&s, b);

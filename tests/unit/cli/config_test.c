@@ -51,7 +51,8 @@ static void test_command_line(void **state)
 	char **argv, disk[128];
 	int argc;
 
-	must_read(&c, "{\"memory\": \"2G\", \"cpus\": 2, \"disk\": [\"a.qcow2,ro\", \"/b.raw\", \"nbd://h/x\"], \"no-reboot\": true, \"quiet\": false,"
+	must_read(&c, "{\"memory\": \"2G\", \"cpus\": 2, \"disk\": [\"a.qcow2,ro\", \"/b.raw\", \"nbd://h/x\"], "
+		      "\"no-reboot\": true, \"quiet\": false,"
 		      " \"serial\": \"file:log\", \"append\": \"a=b c\"}");
 	argv = config_args(&c, "run", &argc);
 	assert_non_null(argv);
@@ -74,8 +75,13 @@ static void test_command_line(void **state)
 
 static void test_round_trip(void **state)
 {
-	static const char *const items[][2] = {{"memory", "2G"}, {"cpus", "2"}, {"disk", "/d.qcow2"}, {"net", "user"}, {"net", "null"},
-					       {"no-reboot", NULL}, {"append", "0x10 \"q\" \xc3\xa9"}};
+	static const char *const items[][2] = {{"memory", "2G"},
+					       {"cpus", "2"},
+					       {"disk", "/d.qcow2"},
+					       {"net", "user"},
+					       {"net", "null"},
+					       {"no-reboot", NULL},
+					       {"append", "0x10 \"q\" \xc3\xa9"}};
 	struct config c = {0}, back;
 	struct error err = {0};
 
