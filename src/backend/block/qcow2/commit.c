@@ -176,7 +176,7 @@ int qcow2_write_begin(struct qcow2 *q)
 int qcow2_mark_corrupt(struct qcow2 *q, const char *what)
 {
 	if (!q->corrupt)
-		log_error("%s: the image is corrupt (%s): it is not written any more; `doppel disk check --repair` may help",
+		log_error("disk %s: the image is corrupt (%s): it is not written any more; `doppel disk check --repair` may help",
 			  q->b->path, what);
 	q->corrupt = true;
 	if (!q->b->readonly && q->h.version >= 3 && !(q->h.incompat & QCOW2_INCOMPAT_CORRUPT))

@@ -330,7 +330,7 @@ bool qcow2_plain(struct block *b, uint64_t off, uint64_t len, bool write, int *f
 	struct qcow2 *q = b->state;
 	bool ok;
 
-	if (q->direct >= 0 || pthread_mutex_trylock(&q->lock))
+	if (pthread_mutex_trylock(&q->lock))
 		return false;
 	ok = plain_run(q, off, off + len, host_off) == len && !(*host_off & QCOW2_COMPRESSED);
 	/* near the end, the file may be shorter than its last cluster */
@@ -339,7 +339,7 @@ bool qcow2_plain(struct block *b, uint64_t off, uint64_t len, bool write, int *f
 		ok = ok && q->written && !q->corrupt && !qcow2_overlap(q, *host_off, len);
 	if (ok && write)
 		atomic_store(&q->handed_out, true);
-	*fd = q->fd;
+	*fd = q->direct >= 0 ? q->direct : q->fd;
 	pthread_mutex_unlock(&q->lock);
 	return ok;
 }

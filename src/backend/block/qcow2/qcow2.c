@@ -80,6 +80,7 @@ static bool open_file(struct block *b, struct qcow2 *q, const struct block_optio
 	/* Smaller clusters share pages with metadata. */
 	if (o->cache == BLOCK_CACHE_NONE && q->cluster_size >= PAGE_SIZE)
 		q->direct = block_file_direct(q->fd, !b->readonly, &q->align);
+	b->plain_align = q->direct >= 0 ? q->align : 0;
 	if (o->cache != BLOCK_CACHE_NONE || q->cluster_size < PAGE_SIZE || q->direct >= 0)
 		return true;
 	error_set(err, "disk %s: its file system has no direct I/O", o->path);
