@@ -13,6 +13,7 @@
 #include "cli/opt_disk.h"
 #include "cli/opt_net.h"
 #include "cli/opt_share.h"
+#include "cli/opt_vsock.h"
 #include "cli/session.h"
 #include "control/registry.h"
 #include "machine/disk.h"
@@ -35,7 +36,7 @@ struct run_options {
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_DISK, OPT_NET, OPT_SHARE, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
+	OPT_DISK, OPT_NET, OPT_SHARE, OPT_VSOCK, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
 };
 
 static const struct option long_options[] = {
@@ -51,6 +52,7 @@ static const struct option long_options[] = {
 	{"virtio-console", required_argument, NULL, OPT_VIRTIO_CONSOLE},
 	{"net", required_argument, NULL, OPT_NET},
 	{"share", required_argument, NULL, OPT_SHARE},
+	{"vsock", optional_argument, NULL, OPT_VSOCK},
 	{"disk", required_argument, NULL, OPT_DISK},
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
@@ -80,6 +82,7 @@ static const char usage[] =
 	"                           like user,hostfwd=tcp:127.0.0.1:2222:22 (man doppel-run); repeatable\n"
 	OPT_DISK_USAGE
 	"  --share DIR:TAG[,ro]     a directory that the guest may mount: mount -t 9p -o trans=virtio TAG /mnt; repeatable\n"
+	"  --vsock[=CID][,uds=PATH] a vsock, reached on the host by the socket PATH (default CID 3; PATH in the machine's directory)\n"
 	"  --debug-exit[=PORT]      a write of V to PORT (default 0xf4) ends the run with status (V << 1) | 1\n"
 	"  --no-reboot              end with status 2 instead of restarting when the guest resets\n"
 	"  --name NAME              what doppel ps, stat and stop know it by (default: one made up)\n"
@@ -191,6 +194,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
 	case OPT_NET: return add_nic(o, optarg, err);
 	case OPT_DISK: return opt_disk_add(&o->cfg, optarg, err);
+	case OPT_VSOCK: return opt_vsock_parse(optarg, &o->cfg.vsock, err);
 	case OPT_SHARE: return add_share(o, optarg, err);
 	case OPT_MODULE: return add_module(o, optarg, err);
 	case OPT_CPUS:
@@ -357,6 +361,19 @@ static bool run_machine(struct machine *m, bool quiet, int *status)
 	return !stuck;
 }
 
+/* Where the user names no place for the host's socket, it lies in the machine's directory. */
+static bool place_vsock(struct run_options *o, const struct session *session, struct error *err)
+{
+	if (!o->cfg.vsock.cid || o->cfg.vsock.path)
+		return true;
+	if (!session) {
+		error_set(err, "--vsock: this machine has no directory for the socket");
+		return error_hint(err, "name a place with --vsock=,uds=PATH");
+	}
+	o->cfg.vsock.path = session_path(session, "vsock.sock");
+	return o->cfg.vsock.path || error_set(err, "out of memory");
+}
+
 /* A run that nobody named goes on when it cannot be listed. */
 static void say_start(const struct run_options *o, const struct engine_choice *choice, const struct session *session,
 		      const struct error *unlisted)
@@ -386,7 +403,7 @@ static int run(struct run_options *o)
 	set_signals();
 	if (!session_begin(&session, o->name, o->argc, o->argv, &o->cfg, &unlisted))
 		return cli_fail(&unlisted);
-	m = machine_new(&o->cfg, &err);
+	m = place_vsock(o, session, &err) ? machine_new(&o->cfg, &err) : NULL;
 	if (!m || (session && !session_serve(session, m, &err))) {
 		session_end(session);
 		machine_free(m);
@@ -426,6 +443,7 @@ int cli_run(int argc, char **argv)
 	for (unsigned i = 0; i < o.cfg.nshares; i++)
 		free(o.cfg.shares[i].path);
 	free((void *)o.cfg.shares);
+	free(o.cfg.vsock.path);
 	free((void *)o.cfg.nics);
 	opt_disk_free(&o.cfg);
 	return status;

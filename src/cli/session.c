@@ -1,6 +1,7 @@
 #include "cli/session.h"
 
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
@@ -70,3 +71,10 @@ void session_end(struct session *s)
 }
 
 const char *session_name(const struct session *s) { return registry_entry_name(s->entry); }
+
+char *session_path(const struct session *s, const char *file)
+{
+	char *path;
+
+	return asprintf(&path, "%s/%s", registry_entry_path(s->entry), file) < 0 ? NULL : path;
+}

@@ -18,6 +18,8 @@ bool session_begin(struct session **out, const char *name, int argc, char **argv
 bool session_serve(struct session *s, struct machine *m, struct error *err);
 /* Before the machine is freed; its loop is at rest. NULL is allowed. */
 void session_end(struct session *s);
+/* "DIRECTORY/file", to be freed. */
+char *session_path(const struct session *s, const char *file);
 const char *session_name(const struct session *s);
 
 #endif

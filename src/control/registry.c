@@ -27,7 +27,8 @@ struct registry_entry {
 	char path[REGISTRY_PATH_MAX + REGISTRY_NAME_MAX + 2];
 };
 
-/* Everything that a VMM puts into its directory. */
+/* Everything that a VMM puts into its directory; and the sockets of vsock, vsock.sock and vsock.sock_PORT. */
+#define VSOCK_PREFIX "vsock.sock"
 static const char *const files[] = {"config.json", "config.json.new", "control.sock", "known_hosts", "known_hosts.old"};
 
 /* ---- the base directory ---- */
@@ -255,10 +256,24 @@ static void entry_free(struct registry_entry *e)
 	free(e);
 }
 
+static int is_vsock(const struct dirent *d)
+{
+	return !strncmp(d->d_name, VSOCK_PREFIX, strlen(VSOCK_PREFIX));
+}
+
 static void remove_files(struct registry_entry *e)
 {
+	struct dirent **names;
+	int n = scandirat(e->dir_fd, ".", &names, is_vsock, NULL);
+
 	for (size_t i = 0; i < ARRAY_LEN(files); i++)
 		unlinkat(e->dir_fd, files[i], 0);
+	for (int i = 0; i < n; i++) {
+		unlinkat(e->dir_fd, names[i]->d_name, 0);
+		free(names[i]);
+	}
+	if (n >= 0)
+		free(names);
 }
 
 /* The lock is held to the end, so that nobody takes what is half gone. */

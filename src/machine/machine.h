@@ -82,6 +82,11 @@ struct machine_share {
 	bool readonly;
 };
 
+struct machine_vsock {
+	uint64_t cid;
+	char *path; /* of the host's socket */
+};
+
 /* Strings and arrays stay the caller's and live as long as the machine. */
 struct machine_config {
 	const struct board *board;
@@ -102,6 +107,7 @@ struct machine_config {
 	unsigned ndisks;
 	const struct machine_share *shares;
 	unsigned nshares;
+	struct machine_vsock vsock; /* cid 0: no such device */
 	bool debug_exit;
 	uint16_t debug_exit_port;
 	bool no_reboot;

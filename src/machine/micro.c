@@ -20,6 +20,7 @@
 #include "dev/virtio/net.h"
 #include "dev/virtio/p9.h"
 #include "dev/virtio/rng.h"
+#include "dev/virtio/vsock.h"
 #include "machine/disk.h"
 
 /* Ports. The interrupt chips, which are the engine's, have 0x20, 0x40, 0x61, 0xa0 and 0x4d0. */
@@ -51,6 +52,7 @@
 #define HOST_BRIDGE_DEVICE 0x0008
 #define RNG_DEVICE 1
 #define CONSOLE_DEVICE 2
+#define VSOCK_DEVICE 3
 #define SHARE_DEVICE 4 /* the first of MACHINE_MAX_SHARES */
 #define NIC_DEVICE 8 /* the first of MACHINE_MAX_NICS */
 #define DISK_DEVICE 16 /* and upwards */
@@ -73,6 +75,7 @@ struct micro {
 	struct virtio_net *nics[MACHINE_MAX_NICS];
 	struct block *blocks[DISKS_MAX];
 	struct virtio_blk *disks[DISKS_MAX];
+	struct virtio_vsock *vsock;
 	struct fs *fs[MACHINE_MAX_SHARES];
 	struct virtio_p9 *shares[MACHINE_MAX_SHARES];
 	struct pci_window pci_high;
@@ -210,6 +213,18 @@ static bool add_shares(struct micro *b, struct error *err)
 	return true;
 }
 
+static bool add_vsock(struct micro *b, struct error *err)
+{
+	struct machine *m = b->machine;
+
+	if (!m->cfg.vsock.cid)
+		return true;
+	b->vsock = virtio_vsock_new(&(struct virtio_config){.host = b->pci, .devfn = PCI_DEVFN(VSOCK_DEVICE, 0), .ram = m->ram, .timers = &m->timers},
+				    &(struct virtio_vsock_config){.host = {.path = m->cfg.vsock.path, .cid = m->cfg.vsock.cid},
+								  .loop = m->loop, .lock = &m->lock}, err);
+	return b->vsock;
+}
+
 /* The wiring list. */
 static bool micro_build(struct machine *m, struct error *err)
 {
@@ -269,7 +284,7 @@ static bool micro_build(struct machine *m, struct error *err)
 			return false;
 	}
 
-	if (!add_shares(b, err) || !add_nics(b, err) || !add_disks(b, err))
+	if (!add_vsock(b, err) || !add_shares(b, err) || !add_nics(b, err) || !add_disks(b, err))
 		return false;
 
 	if (m->cfg.debug_exit && !add_debug_exit(b, err))
@@ -400,6 +415,7 @@ static void micro_free(struct machine *m)
 		virtio_blk_free(b->disks[i]);
 		block_close(b->blocks[i]);
 	}
+	virtio_vsock_free(b->vsock);
 	for (unsigned i = 0; i < MACHINE_MAX_SHARES; i++)
 		if (virtio_p9_free(b->shares[i]))
 			fs_close(b->fs[i]);
