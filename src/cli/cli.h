@@ -25,6 +25,7 @@ int cli_export(int argc, char **argv);
 int cli_ps(int argc, char **argv);
 int cli_stat(int argc, char **argv);
 int cli_stop(int argc, char **argv);
+int cli_resize(int argc, char **argv);
 int cli_kill(int argc, char **argv);
 int cli_doctor(int argc, char **argv);
 int cli_version(int argc, char **argv);

@@ -18,6 +18,7 @@ static const struct command commands[] = {
 	{"disk", cli_disk, "make, look at, convert and check disk images"},
 	{"ps", cli_ps, "list the virtual machines that run"},
 	{"stat", cli_stat, "show the counters of a running virtual machine"},
+	{"resize", cli_resize, "grow a disk of a virtual machine"},
 	{"stop", cli_stop, "press the power button of a virtual machine"},
 	{"kill", cli_kill, "end a virtual machine at once"},
 	{"import", cli_import, "make a machine of an OVA file"},

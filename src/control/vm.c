@@ -86,11 +86,26 @@ static bool on_kill(void *ctx, const json_t *request, json_t *reply, struct erro
 	return true;
 }
 
+static bool on_resize_disk(void *ctx, const json_t *request, json_t *reply, struct error *err)
+{
+	struct machine *m = ((struct control_vm *)ctx)->m;
+	json_int_t disk = -1, size = 0;
+	bool ok;
+
+	if (json_unpack((json_t *)request, "{s:I, s:I}", "disk", &disk, "size", &size) || disk < 0 || disk > INT32_MAX || size <= 0)
+		return error_set(err, "resize-disk: it needs a disk's number and a size in bytes");
+	pthread_mutex_lock(&m->lock);
+	ok = m->cfg.board->resize_disk(m, (unsigned)disk, (uint64_t)size, err);
+	pthread_mutex_unlock(&m->lock);
+	return ok;
+}
+
 static const struct control_command commands[] = {
 	{"status", on_status},
 	{"stat", on_stat},
 	{"stop", on_stop},
 	{"kill", on_kill},
+	{"resize-disk", on_resize_disk},
 	{0},
 };
 

@@ -57,6 +57,8 @@ struct board {
 	void (*reset)(struct machine *m);
 	void (*power_button)(struct machine *m); /* pressed; lock held */
 	void (*free)(struct machine *m); /* no other thread is left */
+	/* Grow disk number `disk`; lock held. */
+	bool (*resize_disk)(struct machine *m, unsigned disk, uint64_t size, struct error *err);
 	void (*resume)(struct machine *m); /* try again what back ends hold back after a host error; without the lock */
 	/* Write out what back ends hold. A host error that one of them met, NULL when none. */
 	const char *(*run_error)(struct machine *m);

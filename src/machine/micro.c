@@ -433,6 +433,21 @@ static void micro_free(struct machine *m)
 	m->devices = NULL;
 }
 
+static bool micro_resize_disk(struct machine *m, unsigned disk, uint64_t size, struct error *err)
+{
+	struct micro *b = m->devices;
+
+	if (disk >= m->cfg.ndisks) {
+		error_set(err, "there is no disk %u", disk);
+		return error_hint(err, "the first one is 0");
+	}
+	if (size < b->blocks[disk]->size) {
+		error_set(err, "disk %s: it has %llu bytes already", b->blocks[disk]->path, (unsigned long long)b->blocks[disk]->size);
+		return error_hint(err, "a disk in use only grows");
+	}
+	return virtio_blk_resize(b->disks[disk], size, err);
+}
+
 static void micro_resume(struct machine *m)
 {
 	struct micro *b = m->devices;
@@ -501,6 +516,7 @@ const struct board board_micro = {
 	.reset = micro_reset,
 	.power_button = micro_power_button,
 	.free = micro_free,
+	.resize_disk = micro_resize_disk,
 	.resume = micro_resume,
 	.run_error = micro_run_error,
 	.describe = micro_describe,

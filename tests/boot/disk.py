@@ -27,14 +27,14 @@ LIMIT = 150
 class Guest:
     """A VM that runs a script; its console and messages are collected as they come."""
 
-    def __init__(self, d, script, disks, initrd="initrd.gz", cpus=1, prefix=()):
+    def __init__(self, d, script, disks, initrd="initrd.gz", cpus=1, name=None):
         with open(d / "script.sh", "w", encoding="ascii") as f:
             f.write(script)
         add = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], input=b"script.sh\n", cwd=d.path, stdout=subprocess.PIPE, check=True)
         with open(d / initrd, "rb") as f, open(d / "run.gz", "wb") as out:
             data = f.read()
             out.write(data + bytes(-len(data) % 4) + add.stdout)  # the kernel takes archives one behind the other
-        args = [*prefix, doppel, "run", "--engine", engine, "-m", "512M", "--cpus", str(cpus), "--no-reboot", "--kernel", d / "vmlinuz",
+        args = [doppel, "run", *(["--name", name] if name else []), "--engine", engine, "-m", "512M", "--cpus", str(cpus), "--no-reboot", "--kernel", d / "vmlinuz",
                 "--initrd", d / "run.gz", "--append", 'console=ttyS0 quiet panic=-1 doppel.run=". /script.sh"']
         for disk in disks:
             args += ["--disk", disk]
@@ -138,6 +138,20 @@ def two_users(d, check):
     g.end()
 
 
+def grown(d, check):
+    """A disk grows under a running guest."""
+    a, name = image(d, "a.raw", 8 * MIB), f"disk-test-{os.getpid()}"
+    g = Guest(d, f"echo up; i=0; until [ $(cat /sys/block/vda/size) = {12 * MIB // 512} ] || [ $i = 300 ]; do sleep .1; i=$((i + 1)); done; "
+              "dd if=/dev/urandom of=/dev/vda bs=1M seek=11 count=1 conv=fsync 2>/dev/null; echo wrote $?", [a], name=name)
+    g.said("up")
+    for args, words in ((("0", "4M"), "only grows"), (("1", "12M"), "no disk 1"), (("x", "12M"), "not a size")):
+        one_line_error(check, run(doppel, "resize", name, *args), words)
+    r = run(doppel, "resize", name, "0", "12M")
+    check(r.returncode == 0 and os.path.getsize(a) == 12 * MIB, "doppel resize", r.stderr)
+    status = g.end()
+    check(status == 0 and "wrote 0" in g.out, "the guest sees the disk grow, and writes there", f"{status}\n{g.out[-500:]}{g.err}")
+
+
 def soft_limit(pid, size):
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
@@ -228,6 +242,7 @@ def main():
             subprocess.run([tool, "--modules", "virtio_blk", "--program", shutil.which("fio"), d / "fio.gz", where], check=True)
         use(d, check)
         two_users(d, check)
+        grown(d, check)
         full_host(d, check)
         killed(d, check)
     finally:
