@@ -57,8 +57,10 @@ static bool set_on_error(struct machine_disk *d, char *value, struct error *err)
 
 static bool set_serial(struct machine_disk *d, char *value, struct error *err)
 {
-	if (strlen(value) > VIRTIO_BLK_SERIAL_LEN)
-		return error_set(err, "--disk: serial '%.64s' is longer than %d characters", value, VIRTIO_BLK_SERIAL_LEN);
+	if (strlen(value) > VIRTIO_BLK_SERIAL_LEN) {
+		error_set(err, "--disk: serial '%.64s' is longer than %d characters", value, VIRTIO_BLK_SERIAL_LEN);
+		return error_hint(err, "choose a shorter one");
+	}
 	d->serial = value;
 	return true;
 }
@@ -74,7 +76,10 @@ static bool set_limit(const char *key, const char *value, uint64_t *out, struct 
 static bool set_flag(const char *key, const char *value, bool *out, struct error *err)
 {
 	*out = true;
-	return !value || error_set(err, "--disk: '%s' takes no value", key);
+	if (!value)
+		return true;
+	error_set(err, "--disk: '%s' takes no value", key);
+	return error_hint(err, "leave the rest away");
 }
 
 static bool set(struct machine_disk *d, const char *key, char *value, struct error *err)

@@ -136,8 +136,10 @@ static bool add_disks(struct micro *b, struct error *err)
 {
 	struct machine *m = b->machine;
 
-	if (m->cfg.ndisks > DISKS_MAX)
-		return error_set(err, "%u disks are more than the %u that there is room for", m->cfg.ndisks, DISKS_MAX);
+	if (m->cfg.ndisks > DISKS_MAX) {
+		error_set(err, "%u disks are more than the %u that there is room for", m->cfg.ndisks, DISKS_MAX);
+		return error_hint(err, "leave some away");
+	}
 	for (unsigned i = 0; i < m->cfg.ndisks; i++) {
 		const struct machine_disk *d = &m->cfg.disks[i];
 

@@ -140,6 +140,22 @@ def serial():
     bad_run("--virtio-console", "nonsense", words=["nonsense"])
 
 
+def disks():
+    raw = d.file("disk.raw", bytes(1 << 20))
+    for spec, word in ((",ro", "no path"), (raw + ",", "unknown"), (raw + ",color=red", "color"), (raw + ",ro=1", "takes no value"),
+                       (raw + ",cache", "needs a value"), (raw + ",cache=warm", "warm"), (raw + ",format=floppy", "floppy"), (raw + ",on-error=cry", "cry"),
+                       (raw + ",iops=0", "iops"), (raw + ",iops=-1", "iops"), (raw + ",bps=fast", "fast"), (raw + ",serial=" + 21 * "x", "longer than 20"),
+                       (raw + ",,ro", "No such file"), (d / "none.raw", "No such file"), (d.path, "Is a directory"), ("/dev/null", "not a file or block device"),
+                       (d.file("empty.img", b""), "empty"), (d.file("text.qcow2", b"no image at all" * 100), "text.qcow2"),
+                       (d.file("short.qcow2", b"QFI\xfb"), "short.qcow2"), (d.file("text.vmdk", b"no image at all" * 100), "text.vmdk"),
+                       (d.file("guest.img", b"QFI\xfb\0\0\0\3" + bytes(4096)), "begins like a qcow2"),
+                       ("nbd+unix:///?socket=" + d / "nobody", "nobody"), ("nbd://127.0.0.1:1/x", "127.0.0.1")):
+        bad_run("--disk", spec, words=[word])
+    bad_run("--disk", raw, "--disk", raw, words=["named twice"])
+    bad_run("--disk", raw + ",ro", "--disk", raw, words=["named twice"])
+    bad_run(*["--disk", raw + ",ro"] * 17, words=["more than the 16"])
+
+
 def networks():
     import socket
     for spec in ("", "bogus", "user,bogus", "user,bogus=1", "user,hostfwd", "user,hostfwd=", "user,hostfwd=tcp:22", "user,hostfwd=sctp::1:2",
@@ -203,7 +219,7 @@ def output_lost():
 
 
 engines = usable_engines(doppel, d)
-for group in (commands_and_options, sizes, kernels, initrds, disks_to_boot, serial, networks, nothing_left, full_disk, unreadable_kvm, output_lost):
+for group in (commands_and_options, sizes, kernels, initrds, disks_to_boot, serial, disks, networks, nothing_left, full_disk, unreadable_kvm, output_lost):
     print(f"# {group.__name__}")
     group()
 d.remove()

@@ -125,7 +125,7 @@ static bool open_error(const char *path, bool write, struct error *err)
 	int e = errno;
 
 	error_set(err, "disk %s: %s", path, e == ENXIO ? "not a file or block device" : strerror(e));
-	if (e == ENOENT)
+	if (e == ENOENT || e == EISDIR || e == ENXIO || e == ENOTDIR)
 		return error_hint(err, "check the path");
 	if (write && (e == EACCES || e == EROFS || e == EPERM || e == ETXTBSY))
 		return error_hint(err, "let this user write it, or open it read-only (,ro)");
@@ -144,6 +144,7 @@ int block_file_open(const char *path, const struct block_options *o, bool write,
 	}
 	if (fstat(fd, &st) < 0 || (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))) {
 		error_set(err, "disk %s: not a file or block device", path);
+		error_hint(err, "check the path");
 		goto fail;
 	}
 	if (!o->no_lock && !take_lock(fd, path, &st, write, err))
