@@ -24,6 +24,7 @@ int cli_import(int argc, char **argv);
 int cli_export(int argc, char **argv);
 int cli_ps(int argc, char **argv);
 int cli_stat(int argc, char **argv);
+int cli_ssh(int argc, char **argv);
 int cli_stop(int argc, char **argv);
 int cli_resize(int argc, char **argv);
 int cli_kill(int argc, char **argv);

@@ -19,6 +19,7 @@ static const struct command commands[] = {
 	{"ps", cli_ps, "list the virtual machines that run"},
 	{"stat", cli_stat, "show the counters of a running virtual machine"},
 	{"resize", cli_resize, "grow a disk of a virtual machine"},
+	{"ssh", cli_ssh, "log in to a virtual machine, or run a command there"},
 	{"stop", cli_stop, "press the power button of a virtual machine"},
 	{"kill", cli_kill, "end a virtual machine at once"},
 	{"import", cli_import, "make a machine of an OVA file"},

@@ -1,15 +1,18 @@
 #include "control/vm.h"
 
+#include <arpa/inet.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "machine/disk.h"
 #include "machine/stats.h"
 
 struct control_vm {
 	struct machine *m;
 	struct registry_entry *entry;
 	struct control_server *server;
+	json_t *disks; /* looked up once: a file system may be slow */
 };
 
 /* Collects counters into `values`; sums into `total` and explains in `about` where there are such. */
@@ -53,6 +56,41 @@ static bool on_stat(void *ctx, const json_t *request, json_t *reply, struct erro
 	return true;
 }
 
+static json_t *forwards(const struct machine_config *cfg)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < cfg->nnics; i++) {
+		const struct net_options *net = &cfg->nics[i].net;
+
+		for (unsigned k = 0; k < net->nforwards; k++) {
+			const struct net_forward *f = &net->forwards[k];
+			char address[INET_ADDRSTRLEN] = "";
+
+			inet_ntop(AF_INET, &f->host, address, sizeof(address));
+			json_array_append_new(list, json_pack("{s:s, s:s, s:i, s:i}", "protocol", f->udp ? "udp" : "tcp", "address", address,
+							      "host_port", f->host_port, "guest_port", f->guest_port));
+		}
+	}
+	return list;
+}
+
+/* Absolute; a path that is no text is left out. */
+static json_t *disk_paths(const struct machine_config *cfg)
+{
+	json_t *list = json_array(), *text;
+
+	for (unsigned i = 0; i < cfg->ndisks; i++) {
+		char *path = realpath(cfg->disks[i].image.path, NULL);
+
+		text = path ? json_string(path) : NULL;
+		if (text)
+			json_array_append_new(list, text);
+		free(path);
+	}
+	return list;
+}
+
 static bool on_status(void *ctx, const json_t *request, json_t *reply, struct error *err)
 {
 	struct control_vm *c = ctx;
@@ -62,6 +100,8 @@ static bool on_status(void *ctx, const json_t *request, json_t *reply, struct er
 	json_object_set_new(reply, "engine", json_string(c->m->engine->ops->name));
 	json_object_set_new(reply, "cpus", json_integer(c->m->cfg.ncpus));
 	json_object_set_new(reply, "memory", json_integer((json_int_t)c->m->cfg.ram_bytes));
+	json_object_set(reply, "disks", c->disks);
+	json_object_set_new(reply, "forwards", forwards(&c->m->cfg));
 	json_object_set_new(reply, "uptime", json_real((double)(clock_now() - c->m->started) / 1e9));
 	return true;
 }
@@ -119,9 +159,11 @@ struct control_vm *control_vm_new(struct machine *m, struct registry_entry *e, s
 	}
 	c->m = m;
 	c->entry = e;
+	c->disks = disk_paths(&m->cfg);
 	c->server = control_server_new(m->loop, registry_entry_dir(e), "control.sock", commands, c, err);
 	if (c->server)
 		return c;
+	json_decref(c->disks);
 	free(c);
 	return NULL;
 }
@@ -131,5 +173,6 @@ void control_vm_free(struct control_vm *c)
 	if (!c)
 		return;
 	control_server_free(c->server);
+	json_decref(c->disks);
 	free(c);
 }

@@ -1,7 +1,7 @@
 /*
  * What a running machine answers on its control socket.
  *
- *   status   name, pid, engine, cpus, memory, uptime
+ *   status   name, pid, engine, cpus, memory, uptime, disks (paths), forwards (ports of the host that lead into the guest)
  *   stat     counters: "machine", "total" (sum over vCPUs) and "vcpus", each {name: value}; "about": {name: {unit, help, gauge}}
  *   stop     presses the power button
  *   kill     ends the run as SIGTERM does

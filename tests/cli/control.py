@@ -187,6 +187,34 @@ def stopping():
     one_line_error(check, run(doppel, "stop", "deaf"), "deaf", "doppel ps")
 
 
+def ssh():
+    """With an ssh that only says how it was called; the real one is in tests/boot/debian.py."""
+    os.makedirs(d / "bin", exist_ok=True)
+    d.file("bin/ssh", b'#!/bin/sh\nfor a in "$@"; do echo "<$a>"; done\nexit 7\n')
+    os.chmod(d / "bin/ssh", 0o755)
+    env = {**os.environ, "PATH": d / "bin" + ":" + os.environ["PATH"]}
+    d.file("disk.img", bytes(1 << 20))
+    key = d.file("disk.img.key", b"")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    vm = Vm(halted, "--name", "s", "--disk", d / "disk.img", "--net", f"user,hostfwd=tcp:127.0.0.1:{port}:22,hostfwd=udp:127.0.0.1:{port}:22")
+    r = run(doppel, "ssh", "s", "uname", "-a", "two words", env=env)
+    words = r.stdout.split("\n")
+    check(r.returncode == 7 and words[:4] == ["<-p>", f"<{port}>", "<-l>", "<root>"] and words[-5:] == ["<127.0.0.1>", "<uname>", "<-a>", "<two words>", ""] and
+          f"<{key}>" in words and "<StrictHostKeyChecking=accept-new>" in words and any("known_hosts" in w for w in words), "ssh is run with port, key and host keys of the machine", r.stdout + r.stderr)
+    r = run(doppel, "ssh", "-l", "user", "-i", "mykey", "s", env=env)
+    check("<user>" in r.stdout and "<mykey>" in r.stdout and r.stdout.endswith("<127.0.0.1>\n"), "ssh -l, -i", r.stdout + r.stderr)
+    one_line_error(check, run(doppel, "ssh", "s", env={**os.environ, "PATH": "/nonexistent"}), "ssh")
+    vm.end()
+    vm = Vm(halted, "--name", "s")
+    one_line_error(check, run(doppel, "ssh", "s", env=env), "hostfwd")
+    vm.end()
+    one_line_error(check, run(doppel, "ssh", "s"), "running")
+    one_line_error(check, run(doppel, "ssh"), "doppel ps")
+    one_line_error(check, run(doppel, "ssh", "-x"), "-x")
+
+
 def no_answer():
     vm = Vm(halted, "--name", "frozen")
     vm.p.send_signal(signal.SIGSTOP)
@@ -304,7 +332,7 @@ os.rmdir(base)
 nothing_runs()
 for e in engines:
     counters(e)
-for group in by_signal, time_by_ring, watch, name_conflicts, dead_ones, stopping, no_answer, bad_input, bad_places, modes, hostile_clients:
+for group in by_signal, time_by_ring, watch, name_conflicts, dead_ones, stopping, ssh, no_answer, bad_input, bad_places, modes, hostile_clients:
     print(f"# {group.__name__}")
     group()
 d.remove()
