@@ -264,7 +264,7 @@ struct block *translate_locked(struct soft_vcpu *sv, uint64_t pc, gpa_t gpa)
 	t.e = (struct emit){.p = c->rw + c->used, .base = c->rw};
 	t.slot = b->slot = t.mode == MODE_64 ? cache_slot_locked(c, gpa) : 0;
 	t.page_pc = pc & ~(PAGE_SIZE - 1);
-	t.region = b->region = t.mode == MODE_64 && cache_is_hot(c, gpa);
+	t.region = b->region = t.mode == MODE_64 && (!(sv->hflags & HF_CPL0) || cache_is_hot(c, gpa));
 	memset(t.residue, NO_RESIDUE, sizeof(t.residue));
 	t.code_base = t.mode == MODE_64 ? 0 : s->seg[SEG_CS].base;
 	translate_page(&t, page);
