@@ -44,6 +44,38 @@ static unsigned log2_up(unsigned n)
 }
 
 /*
+ * An access that crosses a page: its two pages have the same addend when they are neighbours on the host too, with the same
+ * rights (no poison equals a neighbour's addend), and then the access may be made. rcx is saved in t->rx. Returns the rel8
+ * of the jump to be taken then, with rcx put back and the addend in t->ra; else rcx is what it is.
+ */
+static uint32_t cross(struct trans *t, unsigned ea, unsigned size)
+{
+	struct emit *e = &t->e;
+	uint32_t same, other, done;
+
+	e_lea(e, 1, R_CX, (int)ea, -1, 0, (int32_t)size - 1);
+	e_pext(e, R_CX, R_CX, GS(mask_page));
+	e_load_gs_index(e, R_CX, R_CX, 0);
+	e_pext(e, t->ra, ea, GS(mask_page));
+	e_load_gs_index(e, t->ra, t->ra, 0);
+	e8(e, 0x48); /* not rcx */
+	e8(e, 0xf7);
+	e8(e, 0xd1);
+	e_lea(e, 1, R_CX, R_CX, (int)t->ra, 0, 1);
+	same = e_jrcxz(e, 8);
+	e8(e, 0xeb); /* jmp */
+	e8(e, 0);
+	other = e_off(e) - 1;
+	e_patch8(e, same);
+	e_mov(e, R_CX, t->rx);
+	e8(e, 0xeb);
+	e8(e, 0);
+	done = e_off(e) - 1;
+	e_patch8(e, other);
+	return done;
+}
+
+/*
  * The addend of the page of ea, into t->ra; the access of `size` bytes there must not cross a page. An aligned one cannot: PDEP puts the
  * address's low bits to the top of the table's index, where anything but 0 makes the load's address not canonical.
  * The trap marks the site as misaligned, and its next translation has the exact check, and leaves for the slow path when the
@@ -55,7 +87,7 @@ static void look_up(struct trans *t, unsigned ea, unsigned base, int32_t disp, u
 	struct emit *e = &t->e;
 	struct site *s = site_of(t->sv, t->gpa);
 	unsigned log = log2_up(size), a = t->ra, x = t->rx;
-	uint32_t ok;
+	uint32_t ok, done = 0;
 
 	if (size == 1 || aligned) {
 		e_pext(e, a, ea, GS(mask_page));
@@ -78,19 +110,23 @@ static void look_up(struct trans *t, unsigned ea, unsigned base, int32_t disp, u
 		e_load_gs_index(e, a, a, 0);
 		return;
 	}
-	if (ea != a)
+	if (x == NO_REG)
 		x = a;
 	e_mov(e, x, R_CX);
 	e_pext(e, R_CX, ea, GS(mask_fff));
 	e_lea(e, 1, R_CX, R_CX, -1, 0, (int32_t)size - 1);
 	e_pext(e, R_CX, R_CX, GS(mask_1000));
 	ok = e_jrcxz(e, 8);
+	if (x != a && ea != a)
+		done = cross(t, ea, size);
 	e_mov(e, R_CX, x);
 	t->ool[t->nool++] = (struct out_of_line){.rel32_at = e_jmp(e), .pc = t->pc, .dirty = t->dirty};
 	e_patch8(e, ok);
 	e_mov(e, R_CX, x);
 	e_pext(e, a, ea, GS(mask_page));
 	e_load_gs_index(e, a, a, 0);
+	if (done)
+		e_patch8(e, done);
 }
 
 /* A misaligned operand of an aligned form is #GP by the CPU, but where MXCSR.MM may mask that (AMD APM vol. 2, 11.3.2). */
@@ -131,11 +167,11 @@ void trans_stack(struct trans *t, unsigned reg, int32_t disp, unsigned size, str
 		trans_forget(t);
 		return;
 	}
-	if (disp) {
-		e_lea(&t->e, true, t->ra, (int)reg, -1, 0, disp);
-		ea = t->ra;
-	}
 	aligned = known_aligned(t, reg, disp, size);
+	if (disp) {
+		ea = t->direct && t->re != NO_REG && !aligned ? t->re : t->ra;
+		e_lea(&t->e, true, ea, (int)reg, -1, 0, disp);
+	}
 	look_up(t, ea, reg, disp, size, aligned);
 	learn(t, reg, disp, size, !aligned);
 	*op = (struct operand){.base = (int)reg, .index = t->ra, .disp = disp};
@@ -249,9 +285,9 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 		int32_t disp = (int32_t)in->disp;
 		bool by_cpu = cpu_checks(t, in->mem_aligned), aligned = known_aligned(t, base, disp, size);
 
-		if (disp) {
-			e_lea(e, 1, t->ra, (int)base, -1, 0, disp);
-			ea = t->ra;
+		if (disp) { /* t->re is there when the site is misaligned */
+			ea = t->re != NO_REG && !by_cpu && !aligned ? t->re : t->ra;
+			e_lea(e, 1, ea, (int)base, -1, 0, disp);
 		}
 		look_up(t, ea, base, disp, size, by_cpu || aligned);
 		learn(t, base, disp, size, !by_cpu && !aligned);

@@ -14,7 +14,7 @@
 #define MAX_FORWARD 32
 #define MAX_BLOCK_CODE ((MAX_BLOCK_INSNS + 2) * 16)
 /* Room that one block may need at most, and one instruction with its out-of-line part. */
-#define MAX_BLOCK_BYTES 32768
+#define MAX_BLOCK_BYTES 65536
 
 struct out_of_line { /* crossing access: leave for the slow path */
 	uint32_t rel32_at;
