@@ -205,6 +205,7 @@ static const char *step(struct soft_vcpu *sv)
 		return why;
 	signals_borrow(sv, &signals);
 	soft_step(sv);
+	vec_save(&sv->v);
 	signals_return(&signals);
 	if (sv->v.fatal)
 		return sv->v.fatal;

@@ -4,11 +4,13 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "engine/soft/cache/cache_int.h"
+#include "engine/soft/copy.h"
 #include "engine/soft/interp/interp.h"
 #include "engine/soft/mmu/mmu.h"
 #include "engine/soft/soft_int.h"
@@ -90,6 +92,34 @@ static void refresh(struct soft_vcpu *sv)
 
 /* ---- entering translated code ---- */
 
+#ifdef SOFT_VEC_CHECK
+/* A build for tests (HACKING.md): vector state that was left in the registers is found there unchanged. */
+static _Thread_local uint8_t vec_left[XSAVE_AREA_SIZE] __attribute__((aligned(64))), vec_found[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
+
+static void vec_xsave(const struct soft_vcpu *sv, uint8_t *area)
+{
+	__asm__ volatile("xsave64 (%0)" : : "r"(area), "a"((uint32_t)sv->xsave_mask), "d"((uint32_t)(sv->xsave_mask >> 32)) : "memory");
+}
+
+static void vec_check_left(struct soft_vcpu *sv) { vec_xsave(sv, vec_left); }
+
+static void vec_check_found(struct soft_vcpu *sv)
+{
+	if (!sv->v.vec_live)
+		return;
+	vec_xsave(sv, vec_found);
+	for (unsigned i = 0; i < XSAVE_AREA_SIZE; i++) /* but its header */
+		if ((i < 512 || i >= 576) && vec_left[i] != vec_found[i]) {
+			fprintf(stderr, "vector state at %u: left %#x, found %#x\n", i, vec_left[i], vec_found[i]);
+			abort();
+		}
+	__asm__ volatile("xrstor64 (%0)" : : "r"(vec_found), "a"((uint32_t)sv->xsave_mask), "d"((uint32_t)(sv->xsave_mask >> 32)) : "memory");
+}
+#else
+static void vec_check_left(struct soft_vcpu *sv) {}
+static void vec_check_found(struct soft_vcpu *sv) {}
+#endif
+
 static void enter(struct soft_vcpu *sv, const void *host)
 {
 	struct cpu_state *s = &sv->v.s;
@@ -97,7 +127,12 @@ static void enter(struct soft_vcpu *sv, const void *host)
 	sv->entry = (uintptr_t)host;
 	sv->run_flags = (s->rflags & FL_ARITH) | FL_FIXED;
 	write_gs((uintptr_t)sv->ctx->gs);
+	vec_check_found(sv);
 	soft_enter(sv);
+	vec_check_left(sv);
+#ifndef SOFT_LAZY_VECTORS
+	vec_save(&sv->v);
+#endif
 	s->rflags = (s->rflags & ~FL_ARITH) | (sv->run_flags & FL_ARITH);
 	ctx_sync(sv);
 	sv->stats.entries++;
@@ -117,15 +152,36 @@ static bool fetch_address(struct soft_vcpu *sv, gva_t *la)
 	return true;
 }
 
+/* The same bytes were decoded in the same mode before. */
+static bool decoded_before(struct soft_vcpu *sv, gva_t la, struct insn *in, uint8_t bytes[16], struct decoded **place)
+{
+	const uint8_t *host;
+	struct decoded *d;
+	bool global;
+	gpa_t gpa;
+
+	if ((la & (PAGE_SIZE - 1)) > PAGE_SIZE - 16 || !mmu_fetch(sv, la, &gpa, &global) || !(host = ram_ptr(sv->v.cfg->ram, gpa, 16)))
+		return false;
+	copy_bytes(bytes, host, 16);
+	d = *place = &sv->decoded[(gpa ^ gpa >> 6) & (ARRAY_LEN(sv->decoded) - 1)];
+	if (!d->in.len || d->in.mode != vcpu_mode(&sv->v) || get_le64(d->bytes) != get_le64(bytes) || get_le64(d->bytes + 8) != get_le64(bytes + 8))
+		return false;
+	copy_bytes(in, &d->in, sizeof(*in));
+	return true;
+}
+
 bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
 {
 	struct vcpu *v = &sv->v;
 	unsigned have = 0;
 	enum decode_result r = DECODE_MORE;
+	struct decoded *place = NULL;
 	gva_t la;
 
 	if (!fetch_address(sv, &la))
 		return false;
+	if (decoded_before(sv, la, in, bytes, &place))
+		r = DECODE_OK;
 	while (r == DECODE_MORE && have < INSN_MAX_LEN) {
 		gva_t at = cpu_long_mode(&v->s) ? la + have : (uint32_t)(la + have);
 		unsigned n = (unsigned)min_u64(INSN_MAX_LEN - have, PAGE_SIZE - (at & (PAGE_SIZE - 1)));
@@ -138,9 +194,14 @@ bool soft_fetch_insn(struct soft_vcpu *sv, struct insn *in, uint8_t bytes[16])
 		host = ram_ptr(v->cfg->ram, gpa, n);
 		if (!host)
 			return vcpu_raise_gp(v, 0);
-		memcpy(bytes + have, host, n);
+		copy_bytes(bytes + have, host, n);
 		have += n;
 		r = insn_decode(bytes, have, vcpu_mode(v), in);
+		if (r == DECODE_OK && place && n == INSN_MAX_LEN) {
+			copy_bytes(place->bytes, bytes, INSN_MAX_LEN);
+			place->bytes[15] = host[15];
+			copy_bytes(&place->in, in, sizeof(*in));
+		}
 	}
 	if (r == DECODE_OK) /* its last byte too lies within the limit */
 		return cpu_is_64bit(&v->s) || v->s.rip + in->len - 1 <= v->s.seg[SEG_CS].limit || vcpu_raise_gp(v, 0);
@@ -202,6 +263,7 @@ static bool run_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	sv->stepping = true;
 	enter(sv, stub);
 	sv->stepping = false;
+	vec_save(&sv->v);
 	if (sv->exit_reason != SX_STEP)
 		return false;
 	sv->v.s.rip += in->len;
@@ -245,7 +307,7 @@ static bool step_masked(struct soft_vcpu *sv, const struct insn *in, const uint8
 		p = sv->bounce + (la & 63);
 	for (unsigned i = 0; i < 2; i++)
 		if (ok & (1u << i))
-			memcpy(p + (i ? n0 : 0), data[i], len[i]);
+			copy_bytes(p + (i ? n0 : 0), data[i], len[i]);
 	sv->step_fault = 0;
 	if (!run_step(sv, in, bytes, p)) {
 		uint64_t at = sv->step_fault - (uintptr_t)p;
@@ -411,6 +473,22 @@ static void spin_wait(struct soft_vcpu *sv)
 	sv->last_yield = clock_now();
 }
 
+/* Routines that touch no vector state and need no vector registers, the frequent ones: run while the guest's are live (vec_save). */
+static bool is_light(const struct vcpu *v, const struct insn *in)
+{
+	switch (in->kind) {
+	case INSN_SYSCALL: case INSN_SYSRET: case INSN_IRET: case INSN_SWAPGS: case INSN_MOV_RM_SEG: case INSN_MOV_SEG_RM:
+	case INSN_MOV_R_CR: case INSN_MOV_CR_R: case INSN_CLTS: case INSN_INVLPG: case INSN_CPUID: case INSN_RDTSC: case INSN_RDTSCP:
+	case INSN_RDFSBASE: case INSN_RDGSBASE: case INSN_WRFSBASE: case INSN_WRGSBASE: case INSN_CLI: case INSN_STI: case INSN_CLAC: case INSN_STAC:
+	case INSN_PUSHF: case INSN_POPF:
+		return true;
+	case INSN_WRMSR:
+		return msr_is_base((uint32_t)v->s.gpr[R_CX]);
+	default:
+		return false;
+	}
+}
+
 /* Execute the instruction at rip. False: v.exc holds its fault. */
 static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 {
@@ -421,6 +499,8 @@ static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 		return false;
 	sv->stats.slow++;
 	sv->stats.slow_kind[in->kind]++;
+	if (!is_light(v, in))
+		vec_save(v);
 	if (in->kind == INSN_MASKMOV)
 		return check_unit(v, in) && step_memory(sv, in, bytes);
 	if (in->kind != INSN_NATIVE)
@@ -515,6 +595,17 @@ static uint8_t io_breakpoints(const struct cpu_state *s, const struct insn *in)
 	return hits;
 }
 
+/* Nothing that hflags and the choice of the context depend on. */
+static bool keeps_mode(unsigned kind)
+{
+	switch (kind) {
+	case INSN_MOV_RM_SEG: case INSN_MOV_R_CR: case INSN_CPUID: case INSN_RDTSC: case INSN_RDTSCP: case INSN_RDFSBASE: case INSN_RDGSBASE:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* One instruction with all that hangs on instruction boundaries: shadows, RF, TF, breakpoints. */
 void soft_step(struct soft_vcpu *sv)
 {
@@ -536,7 +627,7 @@ void soft_step(struct soft_vcpu *sv)
 			deliver(sv, EVENT_EXCEPTION, sv->v.exc.vector);
 		return;
 	}
-	if (in.kind != INSN_NATIVE)
+	if (in.kind != INSN_NATIVE && !keeps_mode(in.kind))
 		sv->hflags_stale = true;
 	if (s->rip != rip || in.kind == INSN_JMP_REL) {
 		if (in.kind != INSN_IRET && in.kind != INSN_POPF)
@@ -556,6 +647,7 @@ void soft_step(struct soft_vcpu *sv)
 
 void soft_stop_world(struct soft_vcpu *sv)
 {
+	vec_save(&sv->v);
 	if (!sv->v.engine->steps_only)
 		rendezvous_stop(&sv->v.engine->rendezvous, (int)sv->v.index);
 }
@@ -634,6 +726,7 @@ static bool handle_interrupts(struct soft_vcpu *sv)
 		atomic_store(&sv->irq_poll_ptr, sv->bad_page);
 		return false;
 	}
+	vec_save(&sv->v);
 	pthread_mutex_lock(sv->v.cfg->lock);
 	vector = irqchip_ack(sv->v.irqchip, sv->v.index);
 	pthread_mutex_unlock(sv->v.cfg->lock);
@@ -682,6 +775,7 @@ static struct block *find_block_locked(struct soft_vcpu *sv, gva_t la, gpa_t gpa
 	}
 	if (b)
 		return b;
+	vec_save(&sv->v);
 	if (translate_room(c))
 		return translate_locked(sv, sv->v.s.rip, gpa);
 	c->flush_wanted = true;
@@ -734,6 +828,7 @@ static void undo_branch(struct soft_vcpu *sv, uint64_t at)
 	uint8_t bytes[16];
 	struct insn in;
 
+	vec_save(&sv->v);
 	if (!b)
 		return;
 	s->rip = block_pc(sv, b) + cache_insn_at(sv->cache, b, at)->guest_off;
@@ -787,10 +882,11 @@ static void run_blocks(struct soft_vcpu *sv, int64_t *link)
 	}
 }
 
-static enum engine_exit report(struct soft_vcpu *sv)
+static __attribute__((noinline)) enum engine_exit report(struct soft_vcpu *sv)
 {
 	size_t n;
 
+	vec_save(&sv->v);
 	if (sv->v.fatal) {
 		snprintf(sv->error, sizeof(sv->error), "soft engine: %s (rip %#lx)", sv->v.fatal, (unsigned long)sv->v.s.rip);
 		return EXIT_ERROR;
@@ -810,6 +906,21 @@ static bool near_code_limit(const struct cpu_state *s)
 	return limit != UINT32_MAX && !cpu_is_64bit(s) && s->rip + 48 * INSN_MAX_LEN > limit;
 }
 
+/*
+ * Whoever requests sets its bit first and poisons the poll words then: so a word that is readable may be left alone, and one that
+ * is not must be made so before the bits are taken. irq_poll_ptr is set again while an interrupt waits: see handle_interrupts.
+ */
+static unsigned take_requests(struct soft_vcpu *sv)
+{
+	const void *ok = &sv->poll_ok_word;
+
+	if (!atomic_load(&sv->requests) && atomic_load(&sv->poll_ptr) == ok && atomic_load(&sv->irq_poll_ptr) == ok)
+		return 0;
+	atomic_store(&sv->poll_ptr, ok);
+	atomic_store(&sv->irq_poll_ptr, ok);
+	return atomic_exchange(&sv->requests, 0);
+}
+
 static enum engine_exit run_inside(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
@@ -818,11 +929,10 @@ static enum engine_exit run_inside(struct soft_vcpu *sv)
 	for (;;) {
 		unsigned req;
 
-		atomic_store(&sv->poll_ptr, &sv->poll_ok_word);
-		atomic_store(&sv->irq_poll_ptr, &sv->poll_ok_word);
-		req = atomic_exchange(&sv->requests, 0);
+		req = take_requests(sv);
 		if (req) {
 			link = -1;
+			vec_save(&sv->v);
 			if (handle_requests(sv, req))
 				return EXIT_KICKED;
 		}
@@ -834,6 +944,7 @@ static enum engine_exit run_inside(struct soft_vcpu *sv)
 			s->run_state = CPU_RUNNING;
 		if (s->run_state != CPU_RUNNING) {
 			sv->stats.halts++;
+			vec_save(&sv->v);
 			wait_for_request(sv, NULL);
 			continue;
 		}
@@ -856,6 +967,7 @@ enum engine_exit soft_run(struct soft_vcpu *sv)
 
 	rendezvous_enter(w, sv->v.index);
 	why = run_inside(sv);
+	vec_save(&sv->v);
 	rendezvous_leave(w, sv->v.index);
 	return why;
 }

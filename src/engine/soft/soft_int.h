@@ -261,6 +261,7 @@ struct soft_vcpu {
 	/* Fetch translations and linear-to-host translations for C, direct-mapped, valid while gen matches. */
 	struct fetch_entry { uint64_t page; gpa_t gpa; uint32_t gen; bool global; } fetch[256];
 	struct data_entry { uint64_t page; uint8_t *host; gpa_t gpa; uint32_t gen; uint32_t perm; } data[512];
+	struct decoded { uint8_t bytes[16]; struct insn in; } decoded[64]; /* the slow path's last instructions; len 0: none */
 	uint32_t ctlb_gen;
 	uint64_t last_cr3;
 
@@ -423,7 +424,6 @@ void signals_return(const struct signals_saved *old);
 void soft_enter(struct soft_vcpu *sv);
 void soft_exit(void);        /* T0 = rip */
 void soft_exit_signal(void); /* s.rip is set */
-
 #define SOFT_SIGNAL (SIGRTMIN + 3)
 
 static inline uint64_t read_gs(void)

@@ -35,6 +35,8 @@ struct vcpu {
 	bool triple_fault;   /* set by interp_deliver: the vCPU is in shutdown */
 	const char *fatal;   /* not implementable here (a hardware task switch ...): engine_run returns EXIT_ERROR with it */
 
+	bool vec_live;       /* the guest's vector state is in the host's registers, not in s.xsave: see vec_save */
+
 	const struct engine_config *cfg; /* ram, bus, cpuid, lock, timers */
 	struct irqchip *irqchip;
 	struct mmu *mmu;
@@ -59,6 +61,19 @@ static inline bool vcpu_raise_pf(struct vcpu *v, gva_t la, uint32_t error)
 {
 	v->s.cr2 = la;
 	return vcpu_raise_err(v, EXC_PF, error);
+}
+
+/*
+ * After an exit the guest's vector and x87 state stays in the host's registers. It is saved before anything that reads or writes
+ * s.xsave, or may use such registers itself: libc (but for bare system calls), and all layers but this one, cpu and mem, which are
+ * compiled without (meson.build, integer_only) and call no memcpy and the like on the way from an exit to the next entry. In a
+ * signal handler this does nothing: there the state is in the signal's frame, and s.xsave is old.
+ */
+void soft_vec_save(struct vcpu *v); /* translate/entry.c */
+static inline void vec_save(struct vcpu *v)
+{
+	if (v->vec_live)
+		soft_vec_save(v);
 }
 
 /* The mode that instructions are decoded in. */

@@ -1,10 +1,13 @@
 #include "engine/soft/cache/cache_int.h"
 
 #include <cpuid.h>
+#include <linux/futex.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#include "engine/soft/copy.h"
 
 #define SPARE_LIMIT 16
 
@@ -38,7 +41,6 @@ struct code_cache *cache_new(struct soft_engine *e, size_t bytes, struct error *
 		return NULL;
 	}
 	c->engine = e;
-	pthread_mutex_init(&c->lock, NULL);
 	c->size = bytes;
 	c->max_blocks = (uint32_t)(bytes / 128);
 	c->max_links = c->max_blocks * 2;
@@ -72,7 +74,6 @@ void cache_free(struct code_cache *c)
 {
 	if (!c)
 		return;
-	pthread_mutex_destroy(&c->lock);
 	munmap(c->rw, c->size);
 	munmap(c->rx, c->size);
 	munmap(c->blocks, c->max_blocks * sizeof(*c->blocks));
@@ -82,6 +83,14 @@ void cache_free(struct code_cache *c)
 	munmap(c->pages, (ram_size(c->engine->cfg.ram) >> PAGE_SHIFT) * sizeof(*c->pages));
 	munmap(c, sizeof(*c));
 }
+
+void cache_lock_wait(struct code_cache *c)
+{
+	while (atomic_exchange_explicit(&c->lock, 2, memory_order_acquire))
+		syscall(SYS_futex, &c->lock, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0);
+}
+
+void cache_lock_wake(struct code_cache *c) { syscall(SYS_futex, &c->lock, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
 
 static unsigned block_hash(uint64_t pc, gpa_t gpa, uint32_t hflags)
 {
@@ -151,13 +160,15 @@ void cache_insert_locked(struct code_cache *c, struct block *b)
 	list_block(c, b, 1, b->gpa2, 0, (unsigned)(off + b->guest_len - 1 - PAGE_SIZE));
 }
 
-__attribute__((target("sse4.2"))) static uint32_t sum_more(uint32_t sum, const uint8_t *code, unsigned len)
+static uint32_t sum_more(uint32_t sum, const uint8_t *code, unsigned len)
 {
+	uint64_t s = sum;
+
 	for (; len >= 8; code += 8, len -= 8)
-		sum = (uint32_t)__builtin_ia32_crc32di(sum, get_le64(code));
+		__asm__("crc32q %1, %0" : "+r"(s) : "rm"(get_le64(code)));
 	for (; len; code++, len--)
-		sum = __builtin_ia32_crc32qi(sum, *code);
-	return sum;
+		__asm__("crc32b %1, %0" : "+r"(s) : "rm"(*code));
+	return (uint32_t)s;
 }
 
 uint32_t cache_code_sum(const uint8_t *code, unsigned len) { return sum_more(0, code, len); }
@@ -168,9 +179,9 @@ bool cache_block_intact(const struct code_cache *c, const struct block *b)
 	uint8_t code[PAGE_SIZE + INSN_MAX_LEN];
 	unsigned first = (unsigned)min_u64(b->guest_len, PAGE_SIZE - (b->gpa & (PAGE_SIZE - 1)));
 
-	memcpy(code, ram_ptr(ram, b->gpa, first), first);
+	copy_bytes(code, ram_ptr(ram, b->gpa, first), first);
 	if (first < b->guest_len)
-		memcpy(code + first, ram_ptr(ram, b->gpa2, b->guest_len - first), b->guest_len - first);
+		copy_bytes(code + first, ram_ptr(ram, b->gpa2, b->guest_len - first), b->guest_len - first);
 	return cache_code_sum(code, b->guest_len) == b->guest_sum;
 }
 
@@ -366,8 +377,8 @@ static void flush_locked(struct code_cache *c)
 		__atomic_store_n(&e->watch[c->watched[i]], 0, __ATOMIC_SEQ_CST);
 		c->pages[c->watched[i]] = (struct code_page){0};
 	}
-	memset(c->hash, 0, sizeof(c->hash));
-	memset(c->steps, 0, sizeof(c->steps));
+	zero_bytes(c->hash, sizeof(c->hash));
+	zero_bytes(c->steps, sizeof(c->steps));
 	for (uint32_t i = 1; i <= c->nslots; i++)
 		c->pages[c->slot_pages[i]].slot = 0;
 	c->nblocks = c->nlinks = c->nmap = c->nsteps = c->nslots = c->nwatched = 0;

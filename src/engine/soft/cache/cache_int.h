@@ -53,7 +53,7 @@ struct site {
 
 struct code_cache {
 	struct soft_engine *engine;
-	pthread_mutex_t lock;
+	atomic_uint lock; /* 0 free, 1 held, 2 held and somebody may wait */
 	uint8_t *rw, *rx;
 	size_t size, used, prologue_end;
 	/* prologue entry points (offsets) */
@@ -85,8 +85,21 @@ struct code_cache {
 /* Page base of a code slot, from GS on. */
 #define BASE_FIELD(slot) (-(int32_t)BASE_OFF + 8 * (int32_t)(slot))
 
-static inline void cache_lock(struct code_cache *c) { pthread_mutex_lock(&c->lock); }
-static inline void cache_unlock(struct code_cache *c) { pthread_mutex_unlock(&c->lock); }
+/* A lock of our own, as libc's promises nothing about vector registers (vec_save). */
+void cache_lock_wait(struct code_cache *c);
+void cache_lock_wake(struct code_cache *c);
+static inline void cache_lock(struct code_cache *c)
+{
+	unsigned is_free = 0;
+
+	if (!atomic_compare_exchange_strong_explicit(&c->lock, &is_free, 1, memory_order_acquire, memory_order_relaxed))
+		cache_lock_wait(c);
+}
+static inline void cache_unlock(struct code_cache *c)
+{
+	if (atomic_exchange_explicit(&c->lock, 0, memory_order_release) == 2)
+		cache_lock_wake(c);
+}
 
 /* An access by this instruction was misaligned, or needed the slow path (MMIO) `SITE_SLOW_HITS` times: translated so next time. */
 #define SITE_SLOW_HITS 3

@@ -14,6 +14,7 @@ static bool load_pdptes(struct vcpu *v, uint64_t cr3)
 	uint64_t pdpte[4];
 	uint64_t reserved = phys_reserved(v) | 0x1e6;
 
+	vec_save(v);
 	if (!ram_read(v->cfg->ram, cr3 & 0xffffffe0, pdpte, sizeof(pdpte)))
 		return vcpu_raise_gp(v, 0);
 	for (unsigned i = 0; i < 4; i++) {

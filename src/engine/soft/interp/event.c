@@ -21,10 +21,14 @@ static bool gate_error(struct vcpu *v, uint8_t exc, const struct event *ev)
 
 static bool deliver_real(struct vcpu *v, const struct event *ev)
 {
-	struct frame f = {.n = 3, .size = 2, .val = {ev->rflags, v->s.seg[SEG_CS].sel, v->s.rip}};
+	struct frame f;
 	uint64_t sp = v->s.gpr[R_SP];
 	uint8_t ivt[4];
 
+	frame_init(&f, 0, 2);
+	frame_add(&f, ev->rflags);
+	frame_add(&f, v->s.seg[SEG_CS].sel);
+	frame_add(&f, v->s.rip);
 	if (ev->vector * 4u + 3 > v->s.idt.limit)
 		return gate_error(v, EXC_GP, ev);
 	if (!sys_read(v, v->s.idt.base + ev->vector * 4u, ivt, 4) ||
@@ -128,10 +132,11 @@ static bool deliver_long(struct vcpu *v, const struct event *ev, const struct id
 {
 	struct cpu_seg cs, ss = v->s.seg[SEG_SS];
 	uint64_t sp = v->s.gpr[R_SP];
-	struct frame f = {.size = 8};
+	struct frame f;
 	unsigned ring;
 	uint16_t unused;
 
+	frame_init(&f, 0, 8);
 	if (!handler_cs(v, ev, g, &cs, &ring))
 		return false;
 	if (g->ist) {
@@ -162,11 +167,12 @@ static bool deliver_legacy(struct vcpu *v, const struct event *ev, const struct 
 	bool v86 = cpu_is_v86(&v->s);
 	struct cpu_seg cs, ss = v->s.seg[SEG_SS];
 	uint64_t sp = v->s.gpr[R_SP];
-	struct frame f = {.size = g->size};
+	struct frame f;
 	uint32_t ss_error = ev->ext;
 	uint16_t ss_sel;
 	unsigned ring;
 
+	frame_init(&f, 0, g->size);
 	if (!handler_cs(v, ev, g, &cs, &ring))
 		return false;
 	if (ring < cpu_cpl(&v->s)) {

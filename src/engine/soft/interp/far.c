@@ -1,7 +1,6 @@
 /* Far JMP, CALL and RETF: segments, call gates, rings (SDM vol. 3, 5.8; APM vol. 2, 4.11). */
 #include "engine/soft/interp/interp_int.h"
 
-#include <string.h>
 
 struct far_op {
 	uint16_t sel;
@@ -80,8 +79,11 @@ static bool target_ok(struct vcpu *v, const struct cpu_seg *cs, uint64_t off)
 
 static bool push_return(struct vcpu *v, const struct far_op *op, uint64_t *sp)
 {
-	struct frame f = {.n = 2, .size = op->osz, .val = {v->s.seg[SEG_CS].sel, op->ret}};
+	struct frame f;
 
+	frame_init(&f, 0, op->osz);
+	frame_add(&f, v->s.seg[SEG_CS].sel);
+	frame_add(&f, op->ret);
 	return frame_push(v, &v->s.seg[SEG_SS], cpu_is_64bit(&v->s), sp, &f, 0, 0);
 }
 
@@ -228,9 +230,12 @@ static bool far_gate(struct vcpu *v, const struct far_op *op, const struct desc 
 	desc_to_seg(&d, (g.sel & 0xfffc) | cpl, &cs);
 	same.osz = g.size;
 	if (op->call && cpu_long_mode(&v->s)) { /* pushes 8 bytes on a 64-bit stack, even from compatibility mode */
-		struct frame f = {.n = 2, .size = 8, .val = {v->s.seg[SEG_CS].sel, op->ret}};
+		struct frame f;
 		uint64_t sp = v->s.gpr[R_SP];
 
+		frame_init(&f, 0, 8);
+		frame_add(&f, v->s.seg[SEG_CS].sel);
+		frame_add(&f, op->ret);
 		if (!target_ok(v, &cs, g.off) || !frame_push(v, &v->s.seg[SEG_SS], true, &sp, &f, 0, 0))
 			return false;
 		v->s.gpr[R_SP] = sp;
@@ -295,7 +300,7 @@ ROUTINE(far_ind)
 
 	if (!op_linear(v, in, size + 2, false, &la) || !mmu_read(v, la, buf, size + 2, MMU_READ))
 		return false;
-	memcpy(&op.off, buf, size);
+	copy_bytes(&op.off, buf, size);
 	op.sel = get_le16(buf + size);
 	return far_transfer(v, &op);
 }
@@ -328,11 +333,12 @@ uint64_t return_sp(const struct vcpu *v, uint64_t value, const struct cpu_seg *s
 /* To an outer ring: SP and SS lie above the parameters. */
 static bool retf_outer(struct vcpu *v, const struct cpu_seg *cs, uint64_t rip, uint64_t sp, unsigned osz, unsigned imm)
 {
-	struct frame f = {.n = 2, .size = osz};
+	struct frame f;
 	bool to64 = cpu_long_mode(&v->s) && (cs->attr & SEG_L);
 	unsigned cpl = cs->sel & 3;
 	struct cpu_seg ss;
 
+	frame_init(&f, 2, osz);
 	sp = stack_add(v, sp, imm);
 	if (!frame_pop(v, &sp, &f) || !seg_return_ss(v, f.val[1], cpl, to64, &ss) || !target_ok(v, cs, rip))
 		return false;
@@ -347,11 +353,12 @@ static bool retf_outer(struct vcpu *v, const struct cpu_seg *cs, uint64_t rip, u
 
 ROUTINE(retf)
 {
-	struct frame f = {.n = 2, .size = in->osz};
+	struct frame f;
 	unsigned imm = in->kind == INSN_RETF_IMM ? (uint16_t)in->imm : 0;
 	uint64_t sp = v->s.gpr[R_SP];
 	struct cpu_seg cs;
 
+	frame_init(&f, 2, in->osz);
 	if (!frame_pop(v, &sp, &f))
 		return false;
 	if (!protected_not_v86(v))

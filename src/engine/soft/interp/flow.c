@@ -61,9 +61,10 @@ ROUTINE(jmp_ind)
 
 ROUTINE(ret)
 {
-	struct frame f = {.n = 1, .size = in->osz};
+	struct frame f;
 	uint64_t sp = v->s.gpr[R_SP];
 
+	frame_init(&f, 1, in->osz);
 	if (!frame_pop(v, &sp, &f) || !branch(v, f.val[0], in->osz))
 		return false;
 	v->s.gpr[R_SP] = in->kind == INSN_RET_IMM ? stack_add(v, sp, (uint16_t)in->imm) : sp;

@@ -5,7 +5,7 @@
  * Contract of interp_exec: s.rip is the address of the instruction; on true the instruction has completed and s.rip
  * is the next one to run (for an interrupted REP: the same one again); on false nothing but accessed/dirty bits and, for
  * REP, completed iterations has changed, and v->exc holds the fault. s.rflags holds all flags. s.xsave holds the vector
- * state. REP instructions return after at most some 64 KiB of work, so that interrupts are seen.
+ * state, but for the kinds that the dispatcher's is_light names (vec_save). REP instructions return after at most some 64 KiB of work, so that interrupts are seen.
  * Interrupt shadows (STI, MOV SS) are set in s.shadow_*; the caller clears them after the next instruction.
  */
 #ifndef ENGINE_SOFT_INTERP_H
@@ -28,6 +28,8 @@ bool interp_deliver(struct vcpu *v, enum event_type type, uint8_t vector);
 /* MSRs (also used to load state): false is #GP (nothing raised yet). */
 bool msr_read(struct vcpu *v, uint32_t msr, uint64_t *value);
 bool msr_write(struct vcpu *v, uint32_t msr, uint64_t value);
+/* FS_BASE, GS_BASE, KERNEL_GS_BASE: written at each switch of threads. */
+static inline bool msr_is_base(uint32_t msr) { return msr - 0xc0000100 < 3; }
 
 /* Condition code test on flags: cc 0-15. */
 bool interp_cc(uint64_t rflags, unsigned cc);

@@ -7,6 +7,7 @@
 #ifndef ENGINE_SOFT_INTERP_INT_H
 #define ENGINE_SOFT_INTERP_INT_H
 
+#include "engine/soft/copy.h"
 #include "engine/soft/interp/interp.h"
 #include "engine/soft/mmu/mmu.h"
 
@@ -44,7 +45,7 @@ static inline uint64_t next_rip(const struct vcpu *v, const struct insn *in)
 
 static inline bool vendor_amd(const struct vcpu *v)
 {
-	uint32_t ebx = cpuid_query(v->cfg->cpuid, &v->s, 0, 0).ebx;
+	uint32_t ebx = v->cfg->cpuid->e[0].r.ebx; /* leaf 0 */
 
 	return ebx == 0x68747541 /* Auth(enticAMD) */ || ebx == 0x6f677948 /* Hygo(nGenuine) */;
 }
@@ -64,6 +65,7 @@ static inline bool fatal(struct vcpu *v, const char *why)
 
 static inline void machine_lock(struct vcpu *v)
 {
+	vec_save(v);
 	if (v->cfg->lock)
 		pthread_mutex_lock(v->cfg->lock);
 }
@@ -140,6 +142,12 @@ struct frame {
 	uint64_t val[FRAME_MAX];
 };
 
+/* Its slots are not cleared. */
+static inline void frame_init(struct frame *f, unsigned n, unsigned size)
+{
+	f->n = n;
+	f->size = size;
+}
 static inline void frame_add(struct frame *f, uint64_t value) { f->val[f->n++] = value; }
 /* Push the slots, val[0] first, below *sp of stack ss; ss_error is the #SS error code. Memory changes wholly or not at
  * all. */

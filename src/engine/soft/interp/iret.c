@@ -32,8 +32,9 @@ static bool iret_real(struct vcpu *v, const struct frame *f, uint64_t sp)
 static bool iret_to_v86(struct vcpu *v, const struct frame *f, uint64_t sp)
 {
 	static const uint8_t order[] = {SEG_SS, SEG_ES, SEG_DS, SEG_FS, SEG_GS};
-	struct frame more = {.n = 6, .size = 4}; /* ESP, SS, ES, DS, FS, GS */
+	struct frame more; /* ESP, SS, ES, DS, FS, GS */
 
+	frame_init(&more, 6, 4);
 	if (!frame_pop(v, &sp, &more))
 		return false;
 	if ((uint32_t)f->val[0] > 0xffff)
@@ -53,9 +54,10 @@ static bool iret_protected(struct vcpu *v, const struct frame *f, uint64_t sp)
 {
 	unsigned cpl = cpu_cpl(&v->s), osz = f->size;
 	bool from64 = cpu_is_64bit(&v->s), to64, outer;
-	struct frame tail = {.n = 2, .size = osz};
 	struct cpu_seg cs, ss = v->s.seg[SEG_SS];
+	struct frame tail;
 
+	frame_init(&tail, 2, osz);
 	/* 64-bit mode pops SS:RSP always; it lies next to the rest, so one look decides the fault order well enough. */
 	if (from64 && !frame_pop(v, &sp, &tail))
 		return false;
@@ -82,10 +84,11 @@ static bool iret_protected(struct vcpu *v, const struct frame *f, uint64_t sp)
 
 ROUTINE(iret)
 {
-	struct frame f = {.n = 3, .size = in->osz};
 	uint64_t sp = v->s.gpr[R_SP];
+	struct frame f;
 	bool ok;
 
+	frame_init(&f, 3, in->osz);
 	if (cpu_is_v86(&v->s) && iopl(v) < 3)
 		return vcpu_raise_gp(v, 0);
 	if (protected_not_v86(v) && (v->s.rflags & FL_NT)) {

@@ -144,17 +144,22 @@ static bool efer_write(struct vcpu *v, uint32_t msr, uint64_t value)
 	return true;
 }
 
-static bool seg_base_read(struct vcpu *v, uint32_t msr, uint64_t *value)
+static uint64_t *base_msr(struct vcpu *v, uint32_t msr)
 {
-	*value = v->s.seg[msr == 0xc0000100 ? SEG_FS : SEG_GS].base;
+	return msr == 0xc0000102 ? &v->s.kernel_gs_base : &v->s.seg[msr == 0xc0000100 ? SEG_FS : SEG_GS].base;
+}
+
+static bool base_read(struct vcpu *v, uint32_t msr, uint64_t *value)
+{
+	*value = *base_msr(v, msr);
 	return true;
 }
 
-static bool seg_base_write(struct vcpu *v, uint32_t msr, uint64_t value)
+static bool base_write(struct vcpu *v, uint32_t msr, uint64_t value)
 {
 	if (!cpu_canonical(value))
 		return false;
-	v->s.seg[msr == 0xc0000100 ? SEG_FS : SEG_GS].base = value;
+	*base_msr(v, msr) = value;
 	return true;
 }
 
@@ -387,8 +392,7 @@ static const struct msr_def msrs[] = {
 	/* often first */
 	CALL_IF(0x6e0, 0x6e0, lapic_read, lapic_write, has_x2apic),              /* IA32_TSC_DEADLINE */
 	CALL_IF(0x800, 0x8ff, lapic_read, lapic_write, has_x2apic),              /* x2APIC */
-	CALL(0xc0000100, 0xc0000101, seg_base_read, seg_base_write),             /* FS_BASE, GS_BASE */
-	CANON(0xc0000102, kernel_gs_base),
+	CALL(0xc0000100, 0xc0000102, base_read, base_write),                     /* FS_BASE, GS_BASE, KERNEL_GS_BASE */
 	CALL_IF(0x48, 0x48, spec_ctrl_read, spec_ctrl_write, has_spec_ctrl),     /* IA32_SPEC_CTRL */
 	CALL_IF(0x49, 0x49, command_read, command_write, has_ibpb),              /* IA32_PRED_CMD */
 	CALL(0x10, 0x10, tsc_read, tsc_write),                                   /* IA32_TSC */
@@ -492,8 +496,11 @@ bool msr_read(struct vcpu *v, uint32_t msr, uint64_t *value)
 
 bool msr_write(struct vcpu *v, uint32_t msr, uint64_t value)
 {
-	const struct msr_def *d = find(v, msr);
+	const struct msr_def *d;
 
+	if (msr_is_base(msr))
+		return base_write(v, msr, value);
+	d = find(v, msr);
 	if (!d)
 		return false;
 	switch (d->kind) {

@@ -1,7 +1,6 @@
 /* Segments and their descriptors: checks, hidden parts, loads (SDM vol. 3, 3.4 and 5; APM vol. 2, 4). */
 #include "engine/soft/interp/interp_int.h"
 
-#include <string.h>
 
 static bool raise_limit(struct vcpu *v, unsigned seg) { return vcpu_raise_err(v, seg == SEG_SS ? EXC_SS : EXC_GP, 0); }
 
@@ -240,7 +239,7 @@ ROUTINE(load_far)
 
 	if (!op_linear(v, in, size + 2, false, &la) || !mmu_read(v, la, buf, size + 2, MMU_READ))
 		return false;
-	memcpy(&off, buf, size);
+	copy_bytes(&off, buf, size);
 	if (!seg_load(v, in->seg_reg, get_le16(buf + size)))
 		return false;
 	gpr_set(v, in->reg, in->osz, off);

@@ -70,7 +70,7 @@ bool frame_push(struct vcpu *v, const struct cpu_seg *ss, bool is64, uint64_t *s
 			return false;
 	} else {
 		for (unsigned i = 0; i < f->n; i++)
-			memcpy(buf + total - (i + 1) * f->size, &f->val[i], f->size);
+			copy_bytes(buf + total - (i + 1) * f->size, &f->val[i], f->size);
 		if (!stack_linear(v, ss, is64, low, total, ss_error, &la) ||
 		    !mmu_write(v, la, buf, total, MMU_WRITE | mmu_flags))
 			return false;
@@ -88,7 +88,8 @@ bool frame_pop(struct vcpu *v, uint64_t *sp, struct frame *f)
 	uint8_t buf[FRAME_MAX * 8];
 	gva_t la;
 
-	memset(f->val, 0, f->n * sizeof(f->val[0]));
+	for (unsigned i = 0; i < f->n; i++)
+		f->val[i] = 0;
 	if (low + total - 1 > mask && !is64) {
 		for (unsigned i = 0; i < f->n; i++) {
 			if (!stack_linear(v, ss, false, (low + (uint64_t)i * f->size) & mask, f->size, 0, &la) ||
@@ -99,7 +100,7 @@ bool frame_pop(struct vcpu *v, uint64_t *sp, struct frame *f)
 		if (!stack_linear(v, ss, is64, low, total, 0, &la) || !mmu_read(v, la, buf, total, MMU_READ))
 			return false;
 		for (unsigned i = 0; i < f->n; i++)
-			memcpy(&f->val[i], buf + i * f->size, f->size);
+			copy_bytes(&f->val[i], buf + i * f->size, f->size);
 	}
 	*sp = sp_merge(*sp, low + total, mask);
 	return true;
@@ -107,15 +108,18 @@ bool frame_pop(struct vcpu *v, uint64_t *sp, struct frame *f)
 
 bool stack_push(struct vcpu *v, unsigned size, uint64_t value)
 {
-	struct frame f = {.n = 1, .size = size, .val = {value}};
+	struct frame f;
 
+	frame_init(&f, 0, size);
+	frame_add(&f, value);
 	return frame_push(v, &v->s.seg[SEG_SS], cpu_is_64bit(&v->s), &v->s.gpr[R_SP], &f, 0, 0);
 }
 
 static bool pop_one(struct vcpu *v, unsigned size, uint64_t *sp, uint64_t *value)
 {
-	struct frame f = {.n = 1, .size = size};
+	struct frame f;
 
+	frame_init(&f, 1, size);
 	if (!frame_pop(v, sp, &f))
 		return false;
 	*value = f.val[0];
@@ -189,8 +193,9 @@ ROUTINE(pop_seg)
 
 ROUTINE(pusha)
 {
-	struct frame f = {.n = 8, .size = in->osz};
+	struct frame f;
 
+	frame_init(&f, 8, in->osz);
 	for (unsigned i = 0; i < 8; i++)
 		f.val[i] = v->s.gpr[i];
 	return frame_push(v, &v->s.seg[SEG_SS], false, &v->s.gpr[R_SP], &f, 0, 0) && retire(v, in);
@@ -198,9 +203,10 @@ ROUTINE(pusha)
 
 ROUTINE(popa)
 {
-	struct frame f = {.n = 8, .size = in->osz};
+	struct frame f;
 	uint64_t sp = v->s.gpr[R_SP];
 
+	frame_init(&f, 8, in->osz);
 	if (!frame_pop(v, &sp, &f))
 		return false;
 	for (unsigned i = 0; i < 8; i++) {
@@ -255,9 +261,10 @@ ROUTINE(enter)
 	bool is64 = in->mode == MODE_64;
 	const struct cpu_seg *ss = &v->s.seg[SEG_SS];
 	uint64_t mask = stack_mask(ss, is64), bp = v->s.gpr[R_BP], sp = v->s.gpr[R_SP], frame_ptr;
-	struct frame f = {.size = osz};
+	struct frame f;
 	gva_t la;
 
+	frame_init(&f, 0, osz);
 	frame_add(&f, bp);
 	frame_ptr = (sp - osz) & mask;
 	for (unsigned i = 1; i < level; i++) {

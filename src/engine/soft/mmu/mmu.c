@@ -3,8 +3,7 @@
  */
 #include "engine/soft/mmu/mmu.h"
 
-#include <string.h>
-
+#include "engine/soft/copy.h"
 #include "engine/soft/soft_int.h"
 
 #define LAPIC_BASE_MASK UINT64_C(0xffffff000)
@@ -30,6 +29,7 @@ uint64_t phys_read(struct vcpu *v, gpa_t gpa, unsigned size)
 {
 	uint64_t value;
 
+	vec_save(v);
 	pthread_mutex_lock(v->cfg->lock);
 	if (lapic_page(v, gpa))
 		value = lapic_mmio_read(v->irqchip, v->index, gpa & (PAGE_SIZE - 1), size);
@@ -41,6 +41,7 @@ uint64_t phys_read(struct vcpu *v, gpa_t gpa, unsigned size)
 
 void phys_write(struct vcpu *v, gpa_t gpa, unsigned size, uint64_t value)
 {
+	vec_save(v);
 	pthread_mutex_lock(v->cfg->lock);
 	if (lapic_page(v, gpa))
 		lapic_mmio_write(v->irqchip, v->index, gpa & (PAGE_SIZE - 1), size, value);
@@ -55,7 +56,7 @@ static void mmio_read(struct vcpu *v, gpa_t gpa, uint8_t *buf, unsigned len)
 		unsigned n = len >= 8 ? 8 : len >= 4 ? 4 : len >= 2 ? 2 : 1;
 		uint64_t x = phys_read(v, gpa, n);
 
-		memcpy(buf, &x, n);
+		copy_bytes(buf, &x, n);
 		gpa += n;
 		buf += n;
 		len -= n;
@@ -68,7 +69,7 @@ static void mmio_write(struct vcpu *v, gpa_t gpa, const uint8_t *buf, unsigned l
 		unsigned n = len >= 8 ? 8 : len >= 4 ? 4 : len >= 2 ? 2 : 1;
 		uint64_t x = 0;
 
-		memcpy(&x, buf, n);
+		copy_bytes(&x, buf, n);
 		phys_write(v, gpa, n, x);
 		gpa += n;
 		buf += n;
@@ -167,7 +168,7 @@ static void copy(void *to, const void *from, unsigned len)
 		*(volatile u64 *)to = *(const volatile u64 *)from;
 		break;
 	default:
-		memcpy(to, from, len);
+		copy_bytes(to, from, len);
 		break;
 	}
 }
@@ -197,6 +198,7 @@ void mmu_host_wrote(struct vcpu *v, const void *host, unsigned len)
 	atomic_thread_fence(memory_order_seq_cst);
 	if (!__atomic_load_n(&e->watch[off >> PAGE_SHIFT], __ATOMIC_RELAXED))
 		return;
+	vec_save(v);
 	soft_vcpu(v)->stats.smc++;
 	soft_vcpu(v)->stats.invalidations += cache_code_write(e->cache, ram_gpa(e->cfg.ram, off), len);
 }

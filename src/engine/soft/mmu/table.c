@@ -4,10 +4,10 @@
 #include "engine/soft/soft_int.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "engine/soft/copy.h"
 #include "engine/soft/mmu/mmu.h"
 
 static int64_t poison(const struct soft_vcpu *sv, uint64_t index)
@@ -139,7 +139,7 @@ static void ctx_reset_table(struct tlb_ctx *c)
 	if (p == MAP_FAILED)
 		abort(); /* the reservation itself is in place: the kernel cannot refuse this but when out of memory */
 	c->npages = 0;
-	memset(c->set, 0, c->set_size * sizeof(*c->set));
+	zero_bytes(c->set, c->set_size * sizeof(*c->set));
 }
 
 static void reset_all_tables(struct soft_vcpu *sv)

@@ -6,9 +6,9 @@
  * was made with; so whoever clears or changes a page base empties the jump cache.
  */
 #include "engine/soft/cache/cache_int.h"
+#include "engine/soft/copy.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 static uint64_t *bases_of(const struct code_view *w)
 {
@@ -28,7 +28,7 @@ static int64_t *jc_neg(const struct code_view *w)
 
 static void jc_fill_empty(struct code_view *w)
 {
-	memset(jc_neg(w), 0, JC_ENTRIES * 8);
+	zero_bytes(jc_neg(w), JC_ENTRIES * 8);
 	jc_neg(w)[0] = jc_empty(0);
 }
 
@@ -184,7 +184,7 @@ void view_flush(struct soft_vcpu *sv, struct code_view *w, bool keep_global)
 	}
 	w->nfilled = kept;
 	if (!kept) {
-		memset(w->seen, 0, sizeof(w->seen));
+		zero_bytes(w->seen, sizeof(w->seen));
 		w->absolute = false;
 	}
 	if (!keep_global || w->jc_nonglobal)
