@@ -693,7 +693,7 @@ static bool handle_requests(struct soft_vcpu *sv, unsigned req)
 	}
 	if (req & REQ_HOT)
 		cache_promote(sv, sv->hot_block);
-	if (req & REQ_NMI)
+	if ((req & REQ_NMI) && sv->v.s.run_state < CPU_WAIT_INIT)
 		sv->v.s.nmi_pending = 1;
 	if (req & REQ_INIT) {
 		cpu_state_init(&sv->v.s);

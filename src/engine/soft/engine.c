@@ -202,7 +202,7 @@ static void share_out(struct soft_engine *e)
 	uint64_t slots = (UINT64_C(100) << 40) / e->cfg.ncpus / (CTX_KINDS * TABLE_BYTES);
 
 	e->slots = (unsigned)min_u64(max_u64(slots, 1), CTX_SLOTS);
-	e->table_pages = 8192 / e->cfg.ncpus;
+	e->table_pages = (uint32_t)min_u64(8192, 14336 / e->cfg.ncpus);
 	for (unsigned i = 0; i < e->cfg.ncpus; i++)
 		timer_queue_init(&e->lapic_timers[i]);
 }
@@ -318,6 +318,7 @@ static void soft_reset(struct engine *eng)
 		mmu_flush_all(&sv->v);
 		mmu_context_changed(&sv->v);
 		atomic_store(&sv->requests, 0);
+		atomic_store(&sv->unhalted, false);
 	}
 }
 

@@ -362,6 +362,9 @@ static void test_hypervisor_and_clock(void **state)
 	assert_int_equal(r.eax, 0x40000010);
 	assert_memory_equal(&r.ebx, "KVMKVMKVM\0\0\0", 12);
 	assert_int_equal(ask(&amd, 0, 0x40000001, 0).eax, 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24);
+	cpuid_policy_add_kvm(&amd, BIT(KVM_PV_UNHALT) | BIT(KVM_STEAL_TIME));
+	assert_int_equal(ask(&amd, 0, 0x40000001, 0).eax, 1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 24);
+	assert_true(cpuid_has(&amd, 0x40000001, 0, CPUID_EAX, KVM_STEAL_TIME));
 	r = ask(&amd, 0, 0x40000010, 0);
 	assert_true(r.eax == KHZ && r.ebx == 1000000);
 	r = ask(&intel, 0, 0x15, 0);

@@ -216,6 +216,25 @@ static void x2apic_destinations(void **state)
 	assert_int_equal(takers(f, 0x30), 0x2);
 }
 
+/* KVM's hypercall: physical, one APIC id each, whatever mode the APICs are in. */
+static void hypercall_ipis(void **state)
+{
+	struct fx *f = *state;
+
+	enable_all(f);
+	assert_true(irqchip_send_ipi(f->c, 2, 0x51));
+	assert_int_equal(takers(f, 0x51), 1 << 2);
+	assert_false(irqchip_send_ipi(f->c, FX_CPUS, 0x51));
+	assert_false(irqchip_send_ipi(f->c, 0xff, 0x51));
+	assert_int_equal(takers(f, 0x51), 0);
+	assert_true(irqchip_send_ipi(f->c, 1, 0x400));
+	assert_int_equal(f->nmis[1], 1);
+	assert_false(irqchip_send_ipi(f->c, 1, 7)); /* no such vector */
+	all_x2apic(f);
+	assert_true(irqchip_send_ipi(f->c, 3, 0x52));
+	assert_int_equal(takers(f, 0x52), 1 << 3);
+}
+
 static void messages(void **state)
 {
 	static const uint8_t ldr[FX_CPUS] = {1, 2, 4, 8};
@@ -267,6 +286,7 @@ int main(void)
 		IRQ_TEST(logical_cluster),
 		IRQ_TEST(lowest_priority),
 		IRQ_TEST(x2apic_destinations),
+		IRQ_TEST(hypercall_ipis),
 		IRQ_TEST(messages),
 	};
 
