@@ -3,14 +3,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#define END_SIGNAL SIGRTMAX /* to the thread alone: it is over */
 
 struct signals {
 	sigset_t set;
 	int pipe[2];
 	pthread_t thread;
+	atomic_bool end;
 };
 
 static void *wait_for_signals(void *arg)
@@ -23,6 +27,8 @@ static void *wait_for_signals(void *arg)
 
 		if (sigwait(&s->set, &number))
 			continue;
+		if (atomic_load(&s->end))
+			return NULL;
 		byte = (uint8_t)number;
 		/* A full pipe holds thousands that nobody has looked at: one more says nothing new. */
 		if (write(s->pipe[1], &byte, 1) < 0 && errno != EAGAIN)
@@ -41,6 +47,7 @@ struct signals *signals_new(const sigset_t *set, struct error *err)
 		return NULL;
 	}
 	s->set = *set;
+	sigaddset(&s->set, END_SIGNAL);
 	if (pipe2(s->pipe, O_NONBLOCK | O_CLOEXEC)) {
 		error_set(err, "pipe: %s", strerror(errno));
 		free(s);
@@ -63,7 +70,9 @@ void signals_free(struct signals *s)
 {
 	if (!s)
 		return;
-	pthread_cancel(s->thread); /* sigwait and write are cancellation points */
+	/* not pthread_cancel: the sanitizers take the stack of a thread that is cut off for damaged */
+	atomic_store(&s->end, true);
+	pthread_kill(s->thread, END_SIGNAL);
 	pthread_join(s->thread, NULL);
 	close(s->pipe[0]);
 	close(s->pipe[1]);
