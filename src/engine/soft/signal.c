@@ -120,7 +120,8 @@ static bool refilled_in_vain(struct soft_vcpu *sv, uint64_t insn_host, gva_t la)
 }
 
 /* A data access of the guest instruction at guest_pc. */
-static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si, struct block *b, uint64_t guest_pc, uint64_t insn_host)
+static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si, struct block *b, uint64_t guest_pc, uint64_t insn_host,
+			 bool reused)
 {
 	bool write = uc->uc_mcontext.gregs[REG_ERR] & 2;
 	uint8_t bytes[16];
@@ -144,7 +145,10 @@ static void memory_fault(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *
 			leave(sv, uc, SX_SLOW, guest_pc);
 			return;
 		}
-		uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
+		if (reused) /* its addend is that of the table no more */
+			leave(sv, uc, SX_POLL, guest_pc);
+		else
+			uc->uc_mcontext.gregs[REG_RIP] = (greg_t)insn_host;
 		return;
 	case FILL_FAULT: /* a pending x87 exception comes first, and the code may have been written meanwhile: the slow path looks */
 		leave(sv, uc, in.x87_wait || !cache_block_intact(sv->cache, b) ? SX_SLOW : SX_FAULT, guest_pc);
@@ -179,13 +183,14 @@ static void unbase_string(ucontext_t *uc)
 }
 
 /* The instruction at host pc in b: its place, after what the host's registers hold of r9-r11 was put in its place too. */
-static uint64_t find_insn(struct soft_vcpu *sv, const ucontext_t *uc, const struct block *b, uint64_t pc, uint64_t *insn_host)
+static uint64_t find_insn(struct soft_vcpu *sv, const ucontext_t *uc, const struct block *b, uint64_t pc, uint64_t *insn_host, bool *reused)
 {
 	const struct insn_map *m = cache_insn_at(sv->cache, b, pc);
 
 	for (unsigned i = T2; i <= T0; i++)
 		if (m->dirty & (1u << (i - T2)))
 			sv->v.s.gpr[i] = (uint64_t)uc->uc_mcontext.gregs[reg_of[i]];
+	*reused = m->reused;
 	*insn_host = (uintptr_t)sv->cache->rx + b->host_off + m->host_off;
 	return block_pc(sv, b) + m->guest_off;
 }
@@ -195,6 +200,7 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], addr = (uintptr_t)si->si_addr, insn_host = 0, guest_pc;
 	bool has_addr = si->si_signo == SIGSEGV && (si->si_code == SEGV_MAPERR || si->si_code == SEGV_ACCERR);
 	uint64_t hole = (uintptr_t)sv->ctx->gs - VCPU_OFF - HOLE_SIZE;
+	bool reused;
 	struct block *b;
 
 	if (sv->stepping) { /* an element on an inaccessible page of a masked operand, or #GP of the instruction itself */
@@ -208,7 +214,7 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 		leave(sv, uc, SX_POLL, (uint64_t)uc->uc_mcontext.gregs[reg_of[T0]]);
 		return;
 	}
-	guest_pc = find_insn(sv, uc, b, pc, &insn_host);
+	guest_pc = find_insn(sv, uc, b, pc, &insn_host, &reused);
 	if (has_addr && addr - (uintptr_t)sv->bad_page < PAGE_SIZE) {
 		leave(sv, uc, SX_POLL, guest_pc);
 	} else if (has_addr && addr - hole < HOLE_SIZE) {
@@ -217,7 +223,7 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 	} else if (has_addr && table_touch(sv, addr)) {
 		return;
 	} else if (has_addr) {
-		memory_fault(sv, uc, si, b, guest_pc, insn_host);
+		memory_fault(sv, uc, si, b, guest_pc, insn_host, reused);
 	} else { /* #GP: not canonical, or misaligned for an aligned form; by the load of an addend: the alignment check */
 		if (*(const uint8_t *)pc == 0x65)
 			note_slow_site(sv, b, guest_pc, true);
@@ -230,6 +236,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	struct soft_vcpu *sv = this_vcpu;
 	ucontext_t *uc = context;
 	uint64_t pc = (uint64_t)uc->uc_mcontext.gregs[REG_RIP], guest_pc, insn_host;
+	bool reused;
 	struct block *b;
 
 	if (!sv || !cache_contains(sv->cache, pc)) {
@@ -245,7 +252,7 @@ static void on_trap(int sig, siginfo_t *si, void *context)
 	}
 	guest_pc = sv->v.s.rip;
 	if (!sv->stepping && (b = cache_find_host(sv->cache, pc)))
-		guest_pc = find_insn(sv, uc, b, pc, &insn_host);
+		guest_pc = find_insn(sv, uc, b, pc, &insn_host, &reused);
 	if (sig == SIGBUS) {
 		sv->v.fatal = "the host has no memory for a page of guest RAM";
 		leave(sv, uc, SX_FAULT, guest_pc);

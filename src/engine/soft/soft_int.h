@@ -141,6 +141,7 @@ struct insn_map {
 	uint32_t host_off; /* from the block's start */
 	uint16_t guest_off;
 	uint8_t dirty; /* a bit for each of r9, r10, r11: the host's register holds it at that point, memory an older value */
+	bool reused;   /* takes the addend from an instruction before it: cannot be started again alone */
 };
 
 /* A direct exit of a block. */

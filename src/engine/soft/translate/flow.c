@@ -12,6 +12,7 @@
 
 void trans_poll(struct trans *t)
 {
+	t->last.valid = false;
 	e_load_gs(&t->e, T1, GS(poll_ptr));
 	e_op_mem(&t->e, 0, 0x8b, T1, T1, -1, 0, 0);
 }

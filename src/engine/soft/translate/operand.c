@@ -270,7 +270,12 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 {
 	struct emit *e = &t->e;
 	unsigned size = in->mem_size;
+	const struct site *s = site_of(t->sv, t->gpa);
 
+	if (t->reuse) {
+		*op = t->last.op;
+		return;
+	}
 	if (t->direct && trans_address_fixed(t, in)) {
 		uint64_t ea = fixed_address(t, in);
 
@@ -292,10 +297,13 @@ void trans_operand(struct trans *t, const struct insn *in, struct operand *op)
 		look_up(t, ea, base, disp, size, by_cpu || aligned);
 		learn(t, base, disp, size, !by_cpu && !aligned);
 		*op = (struct operand){.base = (int)base, .index = t->ra, .disp = disp, .free0 = T0, .free1 = T2};
-		return;
+	} else {
+		offset(t, in, t->re, in->asz == 8);
+		trans_look_up(t, in, size, op);
 	}
-	offset(t, in, t->re, in->asz == 8);
-	trans_look_up(t, in, size, op);
+	if (t->direct && trans_can_reuse(t, in) && !(s->gpa == t->gpa && s->misaligned) && !cpu_checks(t, in->mem_aligned))
+		t->last = (struct looked_up){.valid = true, .base = in->base, .index = in->index, .scale = in->scale, .disp = (int32_t)in->disp,
+					     .size = size, .op = *op, .regs = (uint8_t)trans_scratch_bits(op)};
 }
 
 /* ---- re-encoding ---- */

@@ -28,6 +28,8 @@ void trans_spill(struct trans *t, unsigned mask)
 void trans_forget(struct trans *t)
 {
 	trans_spill(t, 7);
+	t->last.valid = false; /* T0-T2 may be used for anything now */
+	t->reuse = false;
 	t->cached = 0;
 	t->direct = false;
 	t->ra = T1;
@@ -40,6 +42,7 @@ struct demand {
 	unsigned read, write; /* write: fully overwritten, and last of all */
 	unsigned scratch;     /* registers needed beside */
 	bool check;           /* one more is welcome */
+	bool reuse;           /* memory operand as looked up before */
 };
 
 /* Forms that overwrite their whole 64-bit register. */
@@ -89,7 +92,7 @@ static bool choose(struct trans *t, const struct demand *d)
 		unsigned best = 3, best_cost = 9;
 
 		for (unsigned i = 0; i < 3; i++) {
-			unsigned m = 1u << (2 - i), cost = (t->dirty & m ? 3 : t->cached & m && !(d->write & m) ? 1 : 0); /* T0 first */
+			unsigned m = 1u << (2 - i), cost = t->dirty & m ? 3 : (t->cached & m && !(d->write & m)) || (t->last.valid && (t->last.regs & m)); /* T0 first */
 
 			if (!(taken & m) && cost < best_cost) {
 				best = 2 - i;
@@ -104,6 +107,32 @@ static bool choose(struct trans *t, const struct demand *d)
 	return true;
 }
 
+bool trans_can_reuse(const struct trans *t, const struct insn *in)
+{
+	return t->mode == MODE_64 && in->kind == INSN_NATIVE && in->asz == 8 && !in->rip_rel && (in->base >= 0 || in->index >= 0) && in->seg != SEG_FS &&
+	       in->seg != SEG_GS && !in->mem_masked;
+}
+
+unsigned trans_scratch_bits(const struct operand *op)
+{
+	return bit_of(op->base) | bit_of(op->index);
+}
+
+static bool same_operand(const struct trans *t, const struct insn *in)
+{
+	const struct looked_up *l = &t->last;
+
+	return l->valid && trans_can_reuse(t, in) && l->base == in->base && l->index == in->index && l->scale == in->scale &&
+	       l->disp == in->disp && in->mem_size <= l->size && (in->mem_size & (in->mem_size - 1)) == 0;
+}
+
+/* These scratch registers get other values. */
+static void forget_last(struct trans *t, unsigned mask)
+{
+	if (t->last.regs & mask)
+		t->last.valid = false;
+}
+
 static void use_scratch(struct trans *t)
 {
 	const uint8_t r[3] = {t->ra, t->re, t->rx};
@@ -112,6 +141,7 @@ static void use_scratch(struct trans *t)
 		if (r[i] == NO_REG)
 			continue;
 		trans_spill(t, 1u << (r[i] - T2));
+		forget_last(t, 1u << (r[i] - T2));
 		t->cached &= (uint8_t)~(1u << (r[i] - T2));
 	}
 }
@@ -119,8 +149,10 @@ static void use_scratch(struct trans *t)
 static void load_operands(struct trans *t, unsigned mask)
 {
 	for (unsigned i = 0; i < 3; i++)
-		if (mask & ~(unsigned)t->cached & (1u << i))
+		if (mask & ~(unsigned)t->cached & (1u << i)) {
 			e_load_gs(&t->e, T2 + i, GS_GPR((int)(T2 + i)));
+			forget_last(t, 1u << i);
+		}
 	t->cached |= (uint8_t)mask;
 }
 
@@ -137,6 +169,10 @@ static void memory_demand(const struct trans *t, const struct insn *in, struct d
 	bool needs_check = in->mem_size > 1 && (!in->mem_aligned || t->c->misaligned_sse);
 
 	d->read |= bit_of(in->base) | bit_of(in->index);
+	if (same_operand(t, in)) {
+		d->reuse = true;
+		return;
+	}
 	if (trans_address_fixed(t, in)) {
 		d->scratch = 1;
 		return;
@@ -199,6 +235,7 @@ void trans_prepare(struct trans *t, const struct insn *in)
 {
 	struct demand d = {0};
 
+	t->reuse = false;
 	if (in->kind == INSN_JCC) {
 		trans_spill(t, 7);
 		return;
@@ -215,6 +252,11 @@ void trans_prepare(struct trans *t, const struct insn *in)
 	t->direct = true;
 	use_scratch(t);
 	load_operands(t, d.read);
+	t->reuse = d.reuse;
+	if (d.reuse && !t->last.valid) { /* its registers were needed for operands */
+		trans_forget(t);
+		return;
+	}
 	t->pending = (uint8_t)(d.write | written(in));
 }
 
@@ -253,53 +295,80 @@ static uint8_t result_residue(const struct trans *t, const struct insn *in)
 	return (uint8_t)(t->residue[rm] + (unsigned)(group ? -in->imm : in->imm)) & 7;
 }
 
-/* Keep what is known of low bits true over an instruction. */
-static void track_residues(struct trans *t, const struct insn *in)
+/* General registers that the instruction may change. */
+static unsigned changed_gprs(const struct insn *in)
 {
-	static const uint8_t implicit[] = {R_AX, R_CX, R_DX, R_BX, R_SI, R_DI};
-	uint8_t *res = t->residue, r;
+	unsigned m = 0;
 
 	switch (in->kind) {
 	case INSN_NOP: case INSN_JCC:
-		return;
+		return 0;
 	case INSN_PUSH_R: case INSN_PUSH_IMM:
-		if (in->osz != 8)
-			res[R_SP] = NO_RESIDUE;
-		return;
+		return 1u << R_SP;
 	case INSN_POP_R:
-		if (in->osz != 8)
-			res[R_SP] = NO_RESIDUE;
-		res[in->opreg] = NO_RESIDUE;
-		return;
+		return 1u << R_SP | 1u << in->opreg;
 	case INSN_LEA:
-		r = in->osz == 8 && trans_address_simple(t, in) ? res[in->base] : NO_RESIDUE;
-		res[in->reg] = r == NO_RESIDUE ? r : (r + (unsigned)in->disp) & 7;
-		return;
+		return 1u << in->reg;
 	case INSN_NATIVE:
 		break;
 	default:
-		memset(res, NO_RESIDUE, sizeof(t->residue));
-		return;
+		return 0xffff;
 	}
-	r = result_residue(t, in);
 	if (in->reg_gpr & REG_WRITE)
-		res[in->reg_high8 ? in->reg - 4 : in->reg] = r;
+		m |= 1u << (in->reg_high8 ? in->reg - 4 : in->reg);
 	if (in->mem == MEM_NONE && (in->rm_gpr & REG_WRITE))
-		res[in->rm_high8 ? in->rm - 4 : in->rm] = r;
+		m |= 1u << (in->rm_high8 ? in->rm - 4 : in->rm);
 	if (in->vvvv_gpr & REG_WRITE)
-		res[in->vvvv] = NO_RESIDUE;
+		m |= 1u << in->vvvv;
 	if (in->opreg_gpr & REG_WRITE)
-		res[in->opreg] = NO_RESIDUE;
+		m |= 1u << in->opreg;
 	if (!writes_explicit_only(in))
-		for (unsigned i = 0; i < ARRAY_LEN(implicit); i++)
-			res[implicit[i]] = NO_RESIDUE;
+		m |= 1u << R_AX | 1u << R_CX | 1u << R_DX | 1u << R_BX | 1u << R_SI | 1u << R_DI;
+	return m;
+}
+
+/* Keep what is known of low bits true over an instruction. */
+static void track_residues(struct trans *t, const struct insn *in, unsigned changed)
+{
+	uint8_t *res = t->residue, r = NO_RESIDUE, sp = res[R_SP];
+
+	if (in->kind == INSN_LEA && in->osz == 8 && trans_address_simple(t, in) && res[in->base] != NO_RESIDUE)
+		r = (res[in->base] + (unsigned)in->disp) & 7;
+	else if (in->kind == INSN_NATIVE)
+		r = result_residue(t, in);
+	for (unsigned i = 0; i < 16; i++)
+		if (changed & (1u << i))
+			res[i] = NO_RESIDUE;
+	switch (in->kind) {
+	case INSN_LEA:
+		res[in->reg] = r;
+		break;
+	case INSN_NATIVE: /* the forms that have a result_residue write one register, explicitly */
+		if (r != NO_RESIDUE)
+			res[in->reg_gpr & REG_WRITE ? in->reg : in->rm] = r;
+		break;
+	case INSN_PUSH_R: case INSN_PUSH_IMM:
+		res[R_SP] = in->osz == 8 ? sp : NO_RESIDUE;
+		break;
+	case INSN_POP_R:
+		if (in->opreg != R_SP)
+			res[R_SP] = in->osz == 8 ? sp : NO_RESIDUE;
+		break;
+	default:
+		break;
+	}
 }
 
 void trans_done(struct trans *t, const struct insn *in)
 {
-	track_residues(t, in);
+	unsigned changed = changed_gprs(in);
+
+	track_residues(t, in, changed);
+	if ((t->last.base >= 0 && (changed & (1u << t->last.base))) || (t->last.index >= 0 && (changed & (1u << t->last.index))))
+		t->last.valid = false;
 	if (!t->direct)
 		return;
+	forget_last(t, t->pending);
 	t->cached |= t->pending;
 	t->dirty |= t->pending;
 	t->pending = 0;

@@ -22,6 +22,27 @@ struct out_of_line { /* crossing access: leave for the slow path */
 	uint8_t dirty;
 };
 
+/* A memory operand made ready: [base + index + disp] is the host address. */
+struct operand {
+	int base, index;
+	int32_t disp;
+	uint8_t free0, free1; /* scratch registers left, 0xff when none */
+};
+
+/*
+ * The last operand looked up, while its registers hold: the same operand again needs no look-up.
+ * base to size: as in struct insn.
+ */
+struct looked_up {
+	bool valid;
+	int8_t base, index;
+	uint8_t scale;
+	int32_t disp;
+	unsigned size;
+	uint8_t regs; /* scratch registers that op names: a bit each */
+	struct operand op;
+};
+
 /* A branch to a place further on in the same region. */
 struct forward {
 	uint64_t pc;
@@ -51,6 +72,8 @@ struct trans {
 	uint8_t residue[16];   /* low three bits that a GPR is known to have, or NO_RESIDUE */
 	bool direct;           /* the current instruction's r9-r11 are in the host's */
 	uint8_t ra, re, rx;    /* its scratch registers: addend, address, check; NO_REG: none */
+	struct looked_up last;
+	bool reuse;            /* the current instruction's operand is `last` */
 	unsigned irq_poll; /* 1: emit the poll at the start of the instruction after the next (STI), 2: now */
 
 	/* Not cleared at the start. */
@@ -61,13 +84,6 @@ struct trans {
 	uint8_t code[MAX_BLOCK_CODE];
 };
 
-/* A memory operand made ready: [base + index + disp] is the host address. */
-struct operand {
-	int base, index;
-	int32_t disp;
-	uint8_t free0, free1; /* scratch registers left, 0xff when none */
-};
-
 #define NO_REG 0xff
 #define NO_RESIDUE 0xff
 
@@ -76,6 +92,10 @@ void trans_prepare(struct trans *t, const struct insn *in); /* before an instruc
 void trans_done(struct trans *t, const struct insn *in);    /* after it */
 void trans_spill(struct trans *t, unsigned mask);           /* store what is dirty of these */
 void trans_forget(struct trans *t);                         /* store, and nothing is cached any more: T0-T2 are free */
+
+/* Operands of this form may be looked up once for several instructions. */
+bool trans_can_reuse(const struct trans *t, const struct insn *in);
+unsigned trans_scratch_bits(const struct operand *op);
 
 /* operand.c */
 /* Operands whose address needs no register to be computed in: a constant; base and displacement. */

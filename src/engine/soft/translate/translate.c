@@ -81,7 +81,8 @@ static bool append(struct trans *t, const uint8_t *code, unsigned avail)
 		t->next &= 0xffffffff;
 	if (r == DECODE_OK)
 		trans_prepare(t, &in);
-	*m = (struct insn_map){.host_off = e_off(&t->e) - b->host_off, .guest_off = (uint16_t)(t->pc - b->pc), .dirty = t->dirty};
+	*m = (struct insn_map){.host_off = e_off(&t->e) - b->host_off, .guest_off = (uint16_t)(t->pc - b->pc), .dirty = t->dirty,
+				 .reused = t->reuse};
 	b->ninsn++;
 	if (r != DECODE_OK) { /* the slow path decodes again and raises #UD or #GP */
 		b->guest_len = (uint16_t)(b->guest_len + (in.len ? in.len : 1));
@@ -139,6 +140,7 @@ static void bind_forward(struct trans *t)
 	if (!here)
 		return;
 	trans_forget(t);
+	t->last.valid = false;
 	for (unsigned i = 0; i < t->nforward;) {
 		struct forward *f = &t->forward[i];
 
