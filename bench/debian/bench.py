@@ -73,7 +73,7 @@ def contenders(doppel, image, work):
                              "-device", "virtio-blk-pci,drive=d", "-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{port}-:22",
                              "-device", "virtio-net-pci,netdev=n,romfile=", "-device", "virtio-rng-pci",
                              "-kernel", kernel, "-initrd", initrd, "-append", append]
-    return {"doppel soft": ours, "QEMU TCG q35": qemu("q35"), "QEMU TCG microvm": qemu("microvm,acpi=on,pcie=on,rtc=on")}
+    return {"doppel soft": ours, "QEMU TCG q35": qemu("q35"), "QEMU TCG pc": qemu("pc")}
 
 
 class Failed(Exception):
