@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 
 #include "backend/char/chardev.h"
 #include "base/log.h"
+#include "cli/config.h"
 #include "cli/opt_disk.h"
 #include "cli/opt_net.h"
 #include "cli/opt_share.h"
@@ -32,11 +34,17 @@ struct run_options {
 	char **argv;
 	bool quiet;
 	bool help;
+	/* --config FILE, or the file of a machine that was named */
+	const char *config_path;
+	char machine_path[PATH_MAX + 16];
+	bool from_file; /* its options are being taken */
+	struct config config;
+	char **config_argv;
 };
 
 enum {
 	OPT_KERNEL = 256, OPT_INITRD, OPT_APPEND, OPT_MODULE, OPT_CPUS, OPT_ENGINE, OPT_CPU, OPT_SERIAL, OPT_VIRTIO_CONSOLE,
-	OPT_DISK, OPT_NET, OPT_SHARE, OPT_VSOCK, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME,
+	OPT_DISK, OPT_NET, OPT_SHARE, OPT_VSOCK, OPT_DEBUG_EXIT, OPT_NO_REBOOT, OPT_HELP, OPT_NAME, OPT_CONFIG,
 };
 
 static const struct option long_options[] = {
@@ -57,6 +65,7 @@ static const struct option long_options[] = {
 	{"debug-exit", optional_argument, NULL, OPT_DEBUG_EXIT},
 	{"no-reboot", no_argument, NULL, OPT_NO_REBOOT},
 	{"name", required_argument, NULL, OPT_NAME},
+	{"config", required_argument, NULL, OPT_CONFIG},
 	{"quiet", no_argument, NULL, 'q'},
 	{"help", no_argument, NULL, OPT_HELP},
 	{0},
@@ -65,9 +74,12 @@ static const struct option long_options[] = {
 static const char usage[] =
 	"usage: doppel run DISK [OPTION]...\n"
 	"       doppel run --kernel FILE [OPTION]...\n"
+	"       doppel run MACHINE | --config FILE [OPTION]...\n"
 	"\n"
 	"  DISK                     as --disk has it, but the first one. Without --kernel, the first disk's own kernel is booted:\n"
 	"                           what the boot configuration on it (GRUB, loader entries) has for default\n"
+	"  MACHINE                  a machine that was imported, or made by hand (docs/config.md), by its name\n"
+	"  --config FILE            options from a JSON file; those of the command line come after them, and count\n"
 	"  --kernel FILE            bzImage, ELF with a PVH entry (vmlinux), or Multiboot 1 image\n"
 	"  --initrd FILE            initial RAM disk\n"
 	"  --append STRING          kernel command line; without --kernel, more of it\n"
@@ -189,6 +201,7 @@ static bool parse_option(struct run_options *o, int opt, struct error *err)
 	case OPT_VIRTIO_CONSOLE: o->cfg.virtio_console = optarg; return true;
 	case OPT_NO_REBOOT: o->cfg.no_reboot = true; return true;
 	case OPT_HELP: o->help = true; return true;
+	case OPT_CONFIG: return !o->from_file || error_set(err, "a configuration cannot name another");
 	case OPT_NAME: o->name = optarg; return registry_name_ok(optarg, err);
 	case 'q': o->quiet = true; return true;
 	case 'm': return cli_parse_size(optarg, &o->cfg.ram_bytes, err);
@@ -251,19 +264,86 @@ static bool add_first_disk(struct machine_config *cfg, const char *arg, struct e
 	return true;
 }
 
-static bool parse_options(struct run_options *o, int argc, char **argv, struct error *err)
+/* Options only: optind is then at the first other argument. */
+static bool take_options(struct run_options *o, int argc, char **argv, struct error *err)
 {
 	int opt;
 
 	opterr = 0;
+	optind = 0;
 	while ((opt = getopt_long(argc, argv, ":m:q", long_options, NULL)) != -1) {
 		if (opt == '?' || opt == ':')
 			return bad_option(opt, argv, err);
 		if (!parse_option(o, opt, err))
 			return false;
 	}
+	return true;
+}
+
+/* The machine of that name has a file, and no file here is called so. */
+static bool is_machine(struct run_options *o, const char *name)
+{
+	char dir[PATH_MAX];
+	struct error ignored;
+
+	if (!config_name_ok(name) || access(name, F_OK) == 0 || !config_machine_dir(name, dir, &ignored))
+		return false;
+	snprintf(o->machine_path, sizeof(o->machine_path), "%s/config.json", dir);
+	return access(o->machine_path, F_OK) == 0;
+}
+
+/* Options of the command line come after those of the file, so the file is looked for first. *machine: argument that named it. */
+static void find_config(struct run_options *o, int argc, char **argv, const char **machine)
+{
+	int opt;
+
+	*machine = NULL;
+	opterr = 0;
+	optind = 0;
+	while ((opt = getopt_long(argc, argv, ":m:q", long_options, NULL)) != -1)
+		if (opt == OPT_CONFIG)
+			o->config_path = optarg;
+	if (o->config_path || optind >= argc || !is_machine(o, argv[optind]))
+		return;
+	o->config_path = o->machine_path;
+	*machine = o->name = argv[optind];
+}
+
+static bool take_config(struct run_options *o, struct error *err)
+{
+	struct error why = {0};
+	bool ok;
+	int n;
+
+	if (!config_read(&o->config, o->config_path, err))
+		return false;
+	o->config_argv = config_args(&o->config, "run", &n);
+	if (!o->config_argv)
+		return error_set(err, "out of memory");
+	o->from_file = true;
+	ok = take_options(o, n, o->config_argv, &why);
+	o->from_file = false;
+	if (ok)
+		return true;
+	error_set(err, "%.200s: %.300s", o->config_path, why.msg);
+	return error_hint(err, "%s", why.hint[0] ? why.hint : "see doppel run --help");
+}
+
+static bool parse_options(struct run_options *o, int argc, char **argv, struct error *err)
+{
+	const char *machine;
+
+	find_config(o, argc, argv, &machine);
+	if (o->config_path && !take_config(o, err))
+		return false;
+	if (machine && !registry_name_ok(o->name, err))
+		return false;
+	if (!take_options(o, argc, argv, err))
+		return false;
 	if (o->help)
 		return true;
+	if (machine)
+		optind++;
 	if (optind < argc && !add_first_disk(&o->cfg, argv[optind++], err))
 		return false;
 	if (optind < argc) {
@@ -446,5 +526,7 @@ int cli_run(int argc, char **argv)
 	free(o.cfg.vsock.path);
 	free((void *)o.cfg.nics);
 	opt_disk_free(&o.cfg);
+	free(o.config_argv);
+	config_fini(&o.config);
 	return status;
 }

@@ -215,6 +215,35 @@ def ssh():
     one_line_error(check, run(doppel, "ssh", "-x"), "-x")
 
 
+def from_files():
+    """Machines described by files: their options, those of the command line after them, and what is wrong with a file."""
+    d.file("machine.json", json.dumps({"kernel": "halted", "memory": "16M", "engine": "soft", "serial": "null", "name": "from-file", "disk": ["disk.img"]}).encode())
+    for args, memory, name in ((), 16, "from-file"), (("-m", "32M", "--name", "other"), 32, "other"):
+        p = subprocess.Popen([doppel, "run", "-q", "--config", d / "machine.json", *args], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        atexit.register(p.kill)
+        wait_for(lambda: '"running"' in run(doppel, "ps", "--format", "json").stdout, 10)
+        (it,) = json.loads(run(doppel, "ps", "--format", "json").stdout)
+        check(it["name"] == name and it["memory"] == memory << 20, f"--config {args}", it)
+        c = connect(name)
+        check(ask(c, b'{"command":"status"}\n')["disks"] == [os.path.realpath(d / "disk.img")], "paths count from the file")
+        p.terminate()
+        check(p.wait(20) == 143, "it ends")
+        p.stderr.close()
+    for text, word in (b"", "empty"), (b"{", "bad"), (b'{"frobnicate": 1}', "frobnicate"), (b'{"cpus": 0}', "cpus"), (b'{"config": "x"}', "another"), (b'{"memory": "16M"}', "nothing to boot"):
+        one_line_error(check, run(doppel, "run", "--config", d.file("bad.json", text)), *([word] if word != "bad" else []))
+    one_line_error(check, run(doppel, "run", "--config", d / "missing.json"), "missing.json")
+    if os.geteuid() == 0:
+        return  # names are looked up in /var/lib/doppel
+    home = d / "data"
+    os.makedirs(home + "/doppel/machines/box")
+    d.file("data/doppel/machines/box/config.json", json.dumps({"kernel": halted, "memory": "16M", "engine": "soft", "serial": "null"}).encode())
+    p = subprocess.Popen([doppel, "run", "-q", "box"], stdin=subprocess.DEVNULL, env={**os.environ, "XDG_DATA_HOME": home})
+    atexit.register(p.kill)
+    check(wait_for(lambda: names() == ["box"], 10), "a machine by its name")
+    p.terminate()
+    check(p.wait(20) == 143, "it ends")
+
+
 def no_answer():
     vm = Vm(halted, "--name", "frozen")
     vm.p.send_signal(signal.SIGSTOP)
@@ -332,7 +361,7 @@ os.rmdir(base)
 nothing_runs()
 for e in engines:
     counters(e)
-for group in by_signal, time_by_ring, watch, name_conflicts, dead_ones, stopping, ssh, no_answer, bad_input, bad_places, modes, hostile_clients:
+for group in by_signal, time_by_ring, watch, name_conflicts, dead_ones, stopping, ssh, from_files, no_answer, bad_input, bad_places, modes, hostile_clients:
     print(f"# {group.__name__}")
     group()
 d.remove()
