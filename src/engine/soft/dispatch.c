@@ -537,6 +537,12 @@ static void deliver(struct soft_vcpu *sv, enum event_type type, uint8_t vector)
 	} else {
 		sv->exc_count--;
 	}
+	if (type == EVENT_EXCEPTION && vector == EXC_PF && !(sv->v.exc.error & PF_I)) {
+		sv->faulted.rip = sv->v.s.rip;
+		sv->faulted.la = sv->v.s.cr2;
+		sv->faulted.cr3 = sv->v.s.cr3;
+		sv->faulted.valid = true;
+	}
 	interp_deliver(&sv->v, type, vector);
 	sv->hflags_stale = true;
 }
@@ -921,6 +927,22 @@ static unsigned take_requests(struct soft_vcpu *sv)
 	return atomic_exchange(&sv->requests, 0);
 }
 
+/*
+ * Back at an instruction that had a page fault. What it wanted is likely to be there now: filled in here, it costs no signal.
+ * And RF, which the fault's frame had set, means nothing without breakpoints: the instruction need not run alone for it.
+ */
+static void restart(struct soft_vcpu *sv)
+{
+	struct cpu_state *s = &sv->v.s;
+
+	if (!(s->dr[7] & 0xff) && !(s->rflags & FL_TF))
+		s->rflags &= ~FL_RF;
+	if (!sv->faulted.valid || s->rip != sv->faulted.rip || s->cr3 != sv->faulted.cr3)
+		return;
+	sv->faulted.valid = false;
+	table_prefill(sv, sv->faulted.la);
+}
+
 static enum engine_exit run_inside(struct soft_vcpu *sv)
 {
 	struct cpu_state *s = &sv->v.s;
@@ -950,6 +972,8 @@ static enum engine_exit run_inside(struct soft_vcpu *sv)
 		}
 		if (sv->hflags_stale)
 			refresh(sv);
+		if (s->rflags & FL_RF)
+			restart(sv);
 		if ((s->rflags & (FL_TF | FL_RF)) || s->shadow_sti || s->shadow_mov_ss || (s->dr[7] & 0xff) ||
 		    near_code_limit(s)) {
 			link = -1;

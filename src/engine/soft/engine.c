@@ -63,7 +63,7 @@ static void fill_constants(struct soft_vcpu *sv)
 	sv->mask_ff00 = 0xff00;
 	sv->mask_of = FL_OF;
 	sv->mask_df = FL_DF;
-	sv->mask_count = ~UINT64_C(1023);
+	sv->mask_count = ~UINT64_C(8191);
 	sv->exit_fn = (uintptr_t)soft_exit;
 	sv->exit_signal_fn = (uintptr_t)soft_exit_signal;
 	sv->xsave_mask = sv->v.cfg->cpuid->xcr0_allowed & host_xcr0();

@@ -272,6 +272,7 @@ struct soft_vcpu {
 	uint8_t bounce[BOUNCE_SIZE + 128] __attribute__((aligned(64)));
 	struct { uint64_t rip, cr2; uint32_t error; uint8_t vector; } exc_log[8]; /* last exceptions delivered, for reports */
 	unsigned exc_count;
+	struct { uint64_t rip, la, cr3; bool valid; } faulted; /* the last #PF of an access that was delivered: see restart */
 	char error[2048];
 };
 _Static_assert(sizeof(struct soft_vcpu) > 0, "");
@@ -320,6 +321,8 @@ void table_fini(struct soft_vcpu *sv);
 enum fill_result { FILL_OK, FILL_FAULT /* exception raised */, FILL_MMIO, FILL_CODE /* translated code: use the slow path */ };
 /* Make the access to la fast if it can be. */
 enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write);
+/* An access to la is likely to come: like table_fill for a read, but raises nothing. Sets A, as a CPU may at any time. */
+void table_prefill(struct soft_vcpu *sv, gva_t la);
 /* addr lies in a table of this vCPU: fill that table page with poisons. False: not a table address. */
 bool table_touch(struct soft_vcpu *sv, uint64_t addr);
 void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */

@@ -292,6 +292,19 @@ enum fill_result table_fill(struct soft_vcpu *sv, gva_t la, bool write)
 	return FILL_OK;
 }
 
+void table_prefill(struct soft_vcpu *sv, gva_t la)
+{
+	struct vcpu_exc exc = sv->v.exc;
+	uint64_t cr2 = sv->v.s.cr2;
+
+	if (!page_find(sv->ctx, (uint32_t)((la & (BIT(48) - 1)) >> (PAGE_SHIFT + 9))))
+		vec_save(&sv->v); /* page_touch may call libc */
+	if (table_fill(sv, la, false) == FILL_OK)
+		return;
+	sv->v.exc = exc;
+	sv->v.s.cr2 = cr2;
+}
+
 static void ctx_flush(struct soft_vcpu *sv, struct tlb_ctx *c, bool keep_global)
 {
 	for (uint32_t i = 0; i < c->npages; i++) {
