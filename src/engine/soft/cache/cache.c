@@ -269,11 +269,11 @@ void cache_link_locked(struct soft_vcpu *sv, uint32_t link_no, struct block *to)
 		return;
 	if (l->to) /* the page is mapped elsewhere now */
 		unlink_exit(c, l);
+	if (to->crossing) { /* its second page may be mapped anew, which a thunk does not look at: only looked up */
+		patch_rel32(c, l->tail_off, c->indirect);
+		return;
+	}
 	if (!l->thunk_off) {
-		if (to->crossing) { /* its second page may be mapped anew: only looked up */
-			patch_rel32(c, l->tail_off, c->indirect);
-			return;
-		}
 		patch_rel32(c, l->patch_off, to->host_off);
 	} else {
 		l->slot = to->slot;
