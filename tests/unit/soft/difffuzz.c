@@ -11,15 +11,13 @@
  *
  * usage: difffuzz [CASES [SEED [32|64 [FIRST]]]]       cases FIRST to CASES - 1
  */
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "rig.h"
+#include "native.h"
 #include "engine/soft/cache/cache_int.h"
 
 #define CODE UINT64_C(0x10000000)
@@ -31,125 +29,9 @@
 #define MAX_SEQ 8
 #define NO_VECTOR 0xff
 
-struct regs {
-	uint64_t gpr[16], rip, rflags;
-	uint8_t xsave[XSAVE_AREA_SIZE] __attribute__((aligned(64)));
-};
-
-struct outcome {
-	uint8_t vector;
-	uint32_t error;
-	uint64_t cr2;
-};
-
-/* One fuzzer per process; signal handlers and the naked trampoline need to find these. */
-static struct regs native;
-static struct outcome native_out;
-static volatile sig_atomic_t native_running;
-extern uint64_t saved_rsp; /* used by native_enter's text */
-uint64_t saved_rsp;
-static uint64_t xmask;
-static struct sigaction engine_action[NSIG];
-static uint32_t ymm_off, k_off, zmmh_off, zmm16_off;
-static int fuzz_mode = MODE_64;
-
 static struct rig rig;
 static unsigned long case_no;
 static uint64_t case_seed;
-
-static uint64_t rng_state;
-static uint64_t rnd(void)
-{
-	uint64_t z = (rng_state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-static unsigned below(unsigned n) { return (unsigned)(rnd() % n); }
-
-/* ---- native side ---- */
-
-/* The offsets in the text are those of struct regs, asserted below. Ends in on_signal, which comes back to native_return. */
-__attribute__((naked)) void native_enter(struct regs *r, uint64_t xsave_mask, uint64_t cs);
-__attribute__((naked)) void native_enter(struct regs *r __attribute__((unused)), uint64_t xsave_mask __attribute__((unused)),
-					 uint64_t cs __attribute__((unused)))
-{
-	__asm__ volatile("push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
-			 "mov %rsp, saved_rsp(%rip)\n"
-			 "mov %rdx, %r15\n"
-			 "mov %rsi, %rax; mov %rsi, %rdx; shr $32, %rdx\n"
-			 "xrstor64 192(%rdi)\n"
-			 /* iretq frame: ss, rsp, rflags, cs, rip */
-			 "pushq $0x2b; pushq 32(%rdi); pushq 136(%rdi); push %r15; pushq 128(%rdi)\n"
-			 "mov 0(%rdi), %rax; mov 8(%rdi), %rcx; mov 16(%rdi), %rdx; mov 24(%rdi), %rbx; mov 40(%rdi), %rbp; mov 48(%rdi), %rsi\n"
-			 "mov 64(%rdi), %r8; mov 72(%rdi), %r9; mov 80(%rdi), %r10; mov 88(%rdi), %r11; mov 96(%rdi), %r12; mov 104(%rdi), %r13\n"
-			 "mov 112(%rdi), %r14; mov 120(%rdi), %r15; mov 56(%rdi), %rdi\n"
-			 "iretq\n"
-			 ".globl native_return\n native_return:\n"
-			 "mov saved_rsp(%rip), %rsp\n"
-			 "cld\n add $8, %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret\n");
-}
-_Static_assert(offsetof(struct regs, rip) == 128 && offsetof(struct regs, rflags) == 136 && offsetof(struct regs, xsave) == 192, "");
-extern char native_return[];
-
-static const int greg[16] = {
-	REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
-};
-
-static void on_signal(int sig, siginfo_t *si, void *context)
-{
-	ucontext_t *uc = context;
-	greg_t *g = uc->uc_mcontext.gregs;
-
-	if (!native_running && !cache_contains(rig.sv->cache, (uint64_t)g[REG_RIP])) {
-		fprintf(stderr, "difffuzz: signal %d at %#llx outside guest code, case %lu of seed %lu, guest rip %#lx\n", sig,
-			(unsigned long long)g[REG_RIP], case_no, (unsigned long)case_seed, (unsigned long)rig.sv->v.s.rip);
-		_exit(3);
-	}
-	if (!native_running) {
-		engine_action[sig].sa_sigaction(sig, si, context);
-		return;
-	}
-	native_running = 0;
-	for (unsigned i = 0; i < 16; i++)
-		native.gpr[i] = (uint64_t)g[greg[i]];
-	native.rip = (uint64_t)g[REG_RIP];
-	native.rflags = (uint64_t)g[REG_EFL];
-	/* its size is in the software-reserved bytes (struct _fpx_sw_bytes) */
-	memcpy(native.xsave, uc->uc_mcontext.fpregs, min_u64(get_le32((uint8_t *)uc->uc_mcontext.fpregs + 464 + 16), XSAVE_AREA_SIZE));
-	native_out.vector = (uint8_t)g[REG_TRAPNO];
-	native_out.error = (uint32_t)g[REG_ERR];
-	native_out.cr2 = native_out.vector == EXC_PF ? (uint64_t)g[REG_CR2] : 0;
-	g[REG_RIP] = (greg_t)(uintptr_t)native_return;
-	g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffl) | 0x33;
-	g[REG_EFL] &= ~(greg_t)(FL_DF | FL_TF | FL_AC);
-	put_le32((uint8_t *)uc->uc_mcontext.fpregs + 24, 0x1f80);
-}
-
-static void install_handlers(void)
-{
-	static const int sigs[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
-	struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-
-	for (unsigned i = 0; i < ARRAY_LEN(sigs); i++)
-		sigaction(sigs[i], &sa, &engine_action[sigs[i]]);
-}
-
-static void run_native(void)
-{
-	uint64_t gs = read_gs();
-
-	/* the header as XRSTOR wants it */
-	memset(native.xsave + 520, 0, 56);
-	put_le64(native.xsave + 512, get_le64(native.xsave + 512) & xmask);
-	write_gs(DATA + 0x100);
-	if (fuzz_mode != MODE_64) /* null in 64-bit processes, but compatibility mode looks at them */
-		__asm__ volatile("mov %0, %%ds\n mov %0, %%es" : : "r"(0x2b));
-	native_running = 1;
-	native_enter(&native, xmask, fuzz_mode == MODE_64 ? 0x33 : 0x23);
-	write_gs(gs);
-}
 
 /* ---- state ---- */
 
@@ -178,44 +60,9 @@ static uint64_t pointer(void)
 	case 1:
 		return DATA + below(DATA_SIZE);
 	case 2:
-		return fuzz_mode == MODE_64 && !below(4) ? rnd() | BIT(63) : DATA + DATA_SIZE + below(4096);
+		return native_mode == MODE_64 && !below(4) ? rnd() | BIT(63) : DATA + DATA_SIZE + below(4096);
 	default:
 		return DATA + 64 * below(DATA_SIZE / 64);
-	}
-}
-
-static void random_vectors(uint8_t *x)
-{
-	static const uint64_t f[] = {0x3ff0000000000000, 0x7ff0000000000000, 0x7ff8000000000001, 0x7ff0000000000001, 0x0000000000000001,
-				     0x8000000000000000, 0x400921fb54442d18, 0x3f8000003f800000, 0x7f8000007f800001, 0x0000000100000001};
-
-	memset(x, 0, XSAVE_AREA_SIZE);
-	put_le16(x, 0x37f);
-	if (!below(8))
-		put_le16(x, (uint16_t)(0x340 | (rnd() & 0xc3f)));
-	put_le32(x + 24, (uint32_t)(0x1f80 | (below(4) ? 0 : rnd() & 0xe040)));
-	if (!below(16))
-		put_le32(x + 24, get_le32(x + 24) & ~(uint32_t)(rnd() & 0x1f80));
-	put_le64(x + 512, xmask);
-	for (unsigned i = 160; i < 416; i += 8)
-		put_le64(x + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
-	for (unsigned i = 0; i < 256; i += 8)
-		put_le64(x + ymm_off + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
-	if (xmask & 0xe0) {
-		for (unsigned i = 0; i < 64; i += 8)
-			put_le64(x + k_off + i, below(2) ? rnd() : ~UINT64_C(0));
-		for (unsigned i = 0; i < 512; i += 8)
-			put_le64(x + zmmh_off + i, rnd());
-		for (unsigned i = 0; i < 1024; i += 8)
-			put_le64(x + zmm16_off + i, below(3) ? rnd() : f[below(ARRAY_LEN(f))]);
-	}
-	if (below(2)) { /* a few x87 values on the stack */
-		x[4] = 0xf0;
-		put_le16(x + 2, 4 << 11);
-		for (unsigned i = 0; i < 4; i++) {
-			put_le64(x + 32 + 16 * i, rnd() | BIT(63));
-			put_le16(x + 40 + 16 * i, (uint16_t)(0x3fff + below(64) - 32));
-		}
 	}
 }
 
@@ -225,11 +72,11 @@ static void random_regs(struct regs *r)
 		r->gpr[i] = below(2) ? interesting() : pointer();
 	r->gpr[R_SP] = DATA + 0x800 + (below(4) ? 8 * below(600) : below(0x1800));
 	r->gpr[R_CX] = below(3) ? below(40) : interesting();
-	if (fuzz_mode != MODE_64)
+	if (native_mode != MODE_64)
 		for (unsigned i = 0; i < 16; i++)
 			r->gpr[i] = i < 8 ? (uint32_t)r->gpr[i] : 0;
 	r->rflags = (rnd() & FL_ARITH) | FL_FIXED | FL_IF | (below(16) ? 0 : FL_DF);
-	random_vectors(r->xsave);
+	native_random_vectors(r->xsave);
 }
 
 /* ---- generator ---- */
@@ -244,7 +91,7 @@ static unsigned random_insn(uint8_t *b)
 		b[n++] = prefix[below(ARRAY_LEN(prefix))];
 	}
 	if (kind < 3 || (kind < 7 && below(2))) { /* legacy */
-		if (fuzz_mode == MODE_64 && below(3))
+		if (native_mode == MODE_64 && below(3))
 			b[n++] = (uint8_t)(0x40 | below(16));
 		switch (below(8)) {
 		case 0: case 1: case 2: case 3:
@@ -292,9 +139,9 @@ static bool kind_ok(const struct insn *in)
 		/* not deterministic, or about the host itself */
 		if (in->map == 1 && in->op == 0xc7 && in->mod == 3) /* RDRAND, RDSEED */
 			return false;
-		if (fuzz_mode != MODE_64 && in->enc != ENC_LEGACY && in->map == 1 && in->op == 0x77) /* VZERO*: registers 8-15, unseen there, go too */
+		if (native_mode != MODE_64 && in->enc != ENC_LEGACY && in->map == 1 && in->op == 0x77) /* VZERO*: registers 8-15, unseen there, go too */
 			return false;
-		if (fuzz_mode != MODE_64 && in->map == 3 && (in->op == 0x16 || in->op == 0x22) && in->vex_w) /* #UD or ignored, by CPU */
+		if (native_mode != MODE_64 && in->map == 3 && (in->op == 0x16 || in->op == 0x22) && in->vex_w) /* #UD or ignored, by CPU */
 			return false;
 		return true;
 	case INSN_NOP: case INSN_LEA:
@@ -324,7 +171,7 @@ static bool range_safe(uint64_t a, uint64_t len)
 	return a >= DATA - VOID && a + len <= DATA + DATA_SIZE + VOID && a + len > a;
 }
 
-static uint64_t width(uint64_t v) { return fuzz_mode == MODE_64 ? v : (uint32_t)v; }
+static uint64_t width(uint64_t v) { return native_mode == MODE_64 ? v : (uint32_t)v; }
 
 static uint64_t seq_start, seq_end; /* of the sequence in the code arena; the rest of it is HLT */
 
@@ -339,7 +186,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 	uint8_t *data = (uint8_t *)(uintptr_t)DATA;
 
 	if (in->mem != MEM_NONE && in->mem != MEM_ADDR && in->kind != INSN_VSIB) {
-		if (in->seg == SEG_FS || (in->seg == SEG_GS && fuzz_mode != MODE_64))
+		if (in->seg == SEG_FS || (in->seg == SEG_GS && native_mode != MODE_64))
 			return false;
 		off = insn_mem_offset(in, r->gpr, r->rip + in->len);
 		if (in->seg == SEG_GS)
@@ -368,7 +215,7 @@ static bool operands_safe(const struct insn *in, const struct regs *r)
 
 		if (in->osz == 2 || in->opsize66 || sp < DATA || sp > DATA + DATA_SIZE - 8)
 			return false;
-		memcpy(&t, data + (sp - DATA), fuzz_mode == MODE_64 ? 8 : 4);
+		memcpy(&t, data + (sp - DATA), native_mode == MODE_64 ? 8 : 4);
 		if (!target_safe(t))
 			return false;
 		break;
@@ -465,30 +312,6 @@ static uint8_t data_initial[DATA_SIZE], data_native[DATA_SIZE];
 static const gpa_t data_gpa[DATA_PAGES] = {0x400000, 0x480000, 0x410000, 0x4f0000};
 static const gpa_t code_gpa[CODE_PAGES] = {0x500000, 0x580000};
 
-/* Components in their initial state may be stored as anything: write that state out. */
-static void normalize(uint8_t *x)
-{
-	uint64_t bv = get_le64(x + 512);
-
-	if (!(bv & 1)) {
-		memset(x, 0, 24);
-		put_le16(x, 0x37f);
-		memset(x + 32, 0, 128);
-	}
-	if (!(bv & 2))
-		memset(x + 160, 0, 256);
-	if (!(bv & 4))
-		memset(x + ymm_off, 0, 256);
-	if (xmask & 0xe0) {
-		if (!(bv & 0x20))
-			memset(x + k_off, 0, 64);
-		if (!(bv & 0x40))
-			memset(x + zmmh_off, 0, 512);
-		if (!(bv & 0x80))
-			memset(x + zmm16_off, 0, 1024);
-	}
-}
-
 struct test_case {
 	uint8_t code[MAX_SEQ * 16];
 	unsigned len, at, n;
@@ -503,7 +326,7 @@ static void print_case(const struct test_case *t)
 	while (off < t->len) {
 		struct insn in;
 
-		if (insn_decode(t->code + off, t->len - off, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK)
+		if (insn_decode(t->code + off, t->len - off, (enum insn_cpu_mode)native_mode, &in) != DECODE_OK)
 			break;
 		printf("  ");
 		for (unsigned i = 0; i < in.len; i++)
@@ -518,56 +341,8 @@ static void print_case(const struct test_case *t)
 
 static bool differs(const struct cpu_state *s, const struct rig_result *res)
 {
-	uint8_t nx[XSAVE_AREA_SIZE], sx[XSAVE_AREA_SIZE];
-	bool bad = false;
-	uint32_t err_mask = native_out.vector == EXC_PF ? 7 : native_out.vector == EXC_GP || native_out.vector == EXC_SS ? 0xffff : 0;
+	bool bad = native_differs(s, res);
 
-#define CHECK(what, a, b) \
-	do { \
-		if ((a) != (b)) { \
-			printf("%s: native %lx, engine %lx\n", what, (unsigned long)(a), (unsigned long)(b)); \
-			bad = true; \
-		} \
-	} while (0)
-	CHECK("vector", native_out.vector, res->vector);
-	CHECK("rip", native.rip, res->rip);
-	CHECK("error code", native_out.error & err_mask, res->error & err_mask);
-	if (native_out.vector == EXC_PF)
-		CHECK("cr2", native_out.cr2, res->cr2);
-	for (unsigned i = 0; i < (fuzz_mode == MODE_64 ? 16 : 8); i++) {
-		char name[8];
-
-		snprintf(name, sizeof(name), "r%u", i);
-		CHECK(name, width(native.gpr[i]), width(s->gpr[i])); /* upper halves cannot be seen in 32-bit mode */
-	}
-	CHECK("flags", native.rflags & (FL_ARITH | FL_DF), s->rflags & (FL_ARITH | FL_DF));
-	memcpy(nx, native.xsave, sizeof(nx));
-	memcpy(sx, s->xsave, sizeof(sx));
-	normalize(nx);
-	normalize(sx);
-	CHECK("fcw", get_le16(nx), get_le16(sx));
-	CHECK("fsw", get_le16(nx + 2), get_le16(sx + 2));
-	CHECK("ftw", nx[4], sx[4]);
-	CHECK("mxcsr", get_le32(nx + 24), get_le32(sx + 24));
-	for (unsigned i = 0; i < 8; i++)
-		if (memcmp(nx + 32 + 16 * i, sx + 32 + 16 * i, 10))
-			CHECK("st", get_le64(nx + 32 + 16 * i), get_le64(sx + 32 + 16 * i) ^ (get_le64(nx + 32 + 16 * i) == get_le64(sx + 32 + 16 * i)));
-	for (unsigned i = 160; i < 416; i += 8) {
-		char name[16];
-
-		snprintf(name, sizeof(name), "xmm%u.%u", (i - 160) / 16, (i / 8) & 1);
-		CHECK(name, get_le64(nx + i), get_le64(sx + i));
-	}
-	for (unsigned i = ymm_off; i < ymm_off + 256; i += 8)
-		CHECK("ymm", get_le64(nx + i), get_le64(sx + i));
-	if (xmask & 0xe0) {
-		for (unsigned i = k_off; i < k_off + 64; i += 8)
-			CHECK("k", get_le64(nx + i), get_le64(sx + i));
-		for (unsigned i = zmmh_off; i < zmmh_off + 512; i += 8)
-			CHECK("zmm", get_le64(nx + i), get_le64(sx + i));
-		for (unsigned i = zmm16_off; i < zmm16_off + 1024; i += 8)
-			CHECK("zmm16-31", get_le64(nx + i), get_le64(sx + i));
-	}
 	for (unsigned p = 0; p < DATA_PAGES; p++) {
 		const uint8_t *m = ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE);
 
@@ -580,7 +355,6 @@ static bool differs(const struct cpu_state *s, const struct rig_result *res)
 			}
 		bad = true;
 	}
-#undef CHECK
 	return bad;
 }
 
@@ -614,13 +388,13 @@ static bool build(struct test_case *t)
 		random_insn(b);
 		seq_start = CODE + t->at;
 		seq_end = rip + 16;
-		if (insn_decode(b, 15, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK || !kind_ok(&in) || !operands_safe(&in, &native))
+		if (insn_decode(b, 15, (enum insn_cpu_mode)native_mode, &in) != DECODE_OK || !kind_ok(&in) || !operands_safe(&in, &native))
 			continue;
 		put_code(rip - CODE, b, in.len);
 		memcpy(t->code + t->len, b, in.len);
 		t->len += in.len;
 		t->n++;
-		run_native();
+		native_run(DATA + 0x100);
 		if (!(native_out.vector == EXC_GP && native.rip == rip + in.len)) /* a fault or a branch ends the sequence */
 			break;
 		put_code(rip - CODE + in.len, hlt, 15);
@@ -660,7 +434,7 @@ static bool one_case(void)
 	for (unsigned p = 0; p < DATA_PAGES; p++)
 		memcpy(ram_ptr(rig.ram, data_gpa[p], PAGE_SIZE), data_initial + p * PAGE_SIZE, PAGE_SIZE);
 	rig_state(&rig, &s, 3);
-	if (fuzz_mode != MODE_64)
+	if (native_mode != MODE_64)
 		s.seg[SEG_CS].attr = (s.seg[SEG_CS].attr & ~(uint32_t)SEG_L) | SEG_DB;
 	s.seg[SEG_GS].base = DATA + 0x100;
 	memcpy(s.gpr, t.start.gpr, sizeof(s.gpr));
@@ -676,7 +450,7 @@ static bool one_case(void)
 	for (unsigned off = 0, i = 0; i < t.n; i++) {
 		struct insn in;
 
-		if (insn_decode(t.code + off, t.len - off, (enum insn_cpu_mode)fuzz_mode, &in) != DECODE_OK)
+		if (insn_decode(t.code + off, t.len - off, (enum insn_cpu_mode)native_mode, &in) != DECODE_OK)
 			break;
 		hist[in.kind]++;
 		off += in.len;
@@ -684,26 +458,15 @@ static bool one_case(void)
 	return !bad;
 }
 
-static uint32_t xstate_offset(unsigned component)
-{
-	uint32_t a = 0xd, b, c = component, d;
-
-	__asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-	return b;
-}
+static void describe(void) { fprintf(stderr, "case %lu of seed %lu\n", case_no, (unsigned long)case_seed); }
 
 int main(int argc, char **argv)
 {
 	unsigned long cases = argc > 1 ? strtoul(argv[1], NULL, 0) : 100000, done, bad = 0;
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 
-	fuzz_mode = argc > 3 && !strcmp(argv[3], "32") ? MODE_32 : MODE_64;
+	native_mode = argc > 3 && !strcmp(argv[3], "32") ? MODE_32 : MODE_64;
 	rig_init(&rig, 16 * MIB);
-	xmask = rig.sv->xsave_mask;
-	ymm_off = xstate_offset(2);
-	k_off = xstate_offset(5);
-	zmmh_off = xstate_offset(6);
-	zmm16_off = xstate_offset(7);
 	for (unsigned p = 0; p < CODE_PAGES; p++)
 		rig_map(&rig, CODE + p * PAGE_SIZE, code_gpa[p], RIG_U);
 	for (unsigned p = 0; p < DATA_PAGES; p++)
@@ -721,7 +484,7 @@ int main(int argc, char **argv)
 		s.rip = CODE;
 		rig_run(&rig, &s);
 	}
-	install_handlers();
+	native_init(rig.sv, describe);
 	for (done = argc > 4 ? strtoul(argv[4], NULL, 0) : 0; done < cases && bad < 10; done++) {
 		case_no = done;
 		case_seed = seed;
@@ -734,7 +497,7 @@ int main(int argc, char **argv)
 		if (isatty(2) && done % 65536 == 0)
 			fprintf(stderr, "\r%lu cases", done);
 	}
-	printf("%lu cases of seed %lu in %d-bit mode, %lu differ\n", done, (unsigned long)seed, fuzz_mode == MODE_64 ? 64 : 32, bad);
+	printf("%lu cases of seed %lu in %d-bit mode, %lu differ\n", done, (unsigned long)seed, native_mode == MODE_64 ? 64 : 32, bad);
 	for (unsigned k = 0; k < INSN_KIND_COUNT && cases > 1000000; k++)
 		if (hist[k])
 			printf("  %-12s %lu\n", k == INSN_NATIVE ? "NATIVE" : insn_kind_name((enum insn_kind)k), hist[k]);
