@@ -76,6 +76,8 @@ uint32_t soft_hflags(const struct vcpu *v)
 		hf |= HF_TSC;
 	if (s->cr4 & CR4_SMAP)
 		hf |= HF_SMAP;
+	if (s->cr4 & CR4_FSGSBASE)
+		hf |= HF_FSGSBASE;
 	if (ts && (s->cr0 & CR0_MP))
 		hf |= HF_TS_WAIT;
 	if (cpl == 3 && (s->cr0 & CR0_AM) && (s->rflags & FL_AC))

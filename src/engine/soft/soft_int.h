@@ -112,6 +112,7 @@ struct tlb_ctx {
 #define HF_TS_WAIT BIT(23) /* WAIT raises #NM */
 #define HF_ALIGN BIT(24) /* #AC checks are on */
 #define HF_TSC BIT(25) /* RDTSC is allowed */
+#define HF_FSGSBASE BIT(26)
 
 struct link;
 

@@ -585,6 +585,32 @@ static bool rdtsc(struct trans *t)
 	return true;
 }
 
+/* The fence stands for RDTSCP's own wait for what comes before (SDM vol. 2, RDTSCP). */
+static bool rdtscp(struct trans *t)
+{
+	struct emit *e = &t->e;
+
+	if (!(t->hflags & HF_TSC) || !cpuid_has(t->sv->v.cfg->cpuid, 0x80000001, 0, CPUID_EDX, 27))
+		return false;
+	e8(e, 0x0f);
+	e8(e, 0xae);
+	e8(e, 0xe8); /* lfence */
+	rdtsc(t);
+	e_load_gs(e, R_CX, GS(v.s.tsc_aux));
+	e_mov32(e, R_CX, R_CX);
+	return true;
+}
+
+static bool read_base(struct trans *t, const struct insn *in)
+{
+	unsigned seg = in->kind == INSN_RDFSBASE ? SEG_FS : SEG_GS;
+
+	if (t->mode != MODE_64 || !(t->hflags & HF_FSGSBASE) || in->osz != 8)
+		return false;
+	load_field(t, in->rm, GS(v.s.seg) + (int32_t)(seg * sizeof(struct cpu_seg) + offsetof(struct cpu_seg, base)));
+	return true;
+}
+
 /*
  * BT, BTS, BTR, BTC with a bit number in a register and memory: the number, signed, reaches beyond the operand. The element
  * that holds the bit is addressed, and the host's own instruction works on it with the number's low bits.
@@ -722,6 +748,10 @@ bool trans_flow(struct trans *t, const struct insn *in, const uint8_t *bytes)
 		return swapgs(t);
 	case INSN_RDTSC:
 		return rdtsc(t);
+	case INSN_RDTSCP:
+		return rdtscp(t);
+	case INSN_RDFSBASE: case INSN_RDGSBASE:
+		return read_base(t, in);
 	case INSN_BT_MEM:
 		return bit_in_memory(t, in);
 	case INSN_MOV_RM_SEG:
