@@ -210,8 +210,11 @@ static void on_segv(struct soft_vcpu *sv, ucontext_t *uc, const siginfo_t *si)
 		return;
 	}
 	b = cache_find_host(sv->cache, pc);
-	if (!b) { /* the poll of the jump-cache look-up: T0 is the guest pc */
-		leave(sv, uc, SX_POLL, (uint64_t)uc->uc_mcontext.gregs[reg_of[T0]]);
+	if (!b) { /* the poll of the jump-cache look-up: T0 is the guest pc; not canonical, and the fault is the branch's (undo_branch) */
+		uint64_t to = (uint64_t)uc->uc_mcontext.gregs[reg_of[T0]];
+
+		sv->exit_arg = (uint64_t)uc->uc_mcontext.gregs[reg_of[T2]];
+		leave(sv, uc, cpu_canonical(to) ? SX_POLL : SX_LOOKUP, to);
 		return;
 	}
 	guest_pc = find_insn(sv, uc, b, pc, &insn_host, &reused);
