@@ -17,6 +17,14 @@ struct function {
 	unsigned cost, ret_imm;
 };
 
+struct mem {
+	int base, index; /* -1: none */
+	unsigned scale;
+	int32_t disp;
+	uint8_t fix;
+	bool addr32;
+};
+
 /* Where a break leads to. */
 struct exit_point {
 	int label, depth;
@@ -28,21 +36,15 @@ struct gen {
 	unsigned segment, segment_len, unit, budget, level, cost;
 	uint32_t locked; /* not to be written */
 	uint32_t ptr;    /* known to point near the data arena */
+	uint32_t small;  /* known to be below 256 */
 	uint32_t clobber;
+	struct mem last; /* operand */
 	int depth;       /* bytes on the stack since the function's entry */
 	int frame;       /* depth of scratch space there, 0: none */
 	bool rbp_frame, is_main, full;
 	struct exit_point *exit;
 	struct function fn[FUNCTIONS];
 	unsigned nfn;
-};
-
-struct mem {
-	int base, index; /* -1: none */
-	unsigned scale;
-	int32_t disp;
-	uint8_t fix;
-	bool addr32;
 };
 
 /* ---- encoding ---- */
@@ -100,6 +102,7 @@ static void place(struct gen *g, int label)
 
 	i->target = label;
 	i->keep = true;
+	g->small = 0;
 }
 
 static void modrm(struct gen *g, struct flow_item *i, unsigned reg, unsigned rm, const struct mem *m)
@@ -212,6 +215,7 @@ static unsigned any_reg(void)
 static void wrote(struct gen *g, unsigned r)
 {
 	g->ptr &= ~BIT_OF(r);
+	g->small &= ~BIT_OF(r);
 	g->clobber |= BIT_OF(r);
 }
 
@@ -324,13 +328,21 @@ static unsigned make_index(struct gen *g)
 {
 	unsigned r = out_reg(g);
 
+	if ((g->small & BIT_OF(r)) && below(2))
+		return r;
 	op(g, 0, 1, 1, 0xb6, r, any_reg(), NULL)->keep = true;
 	op(g, 0, 4, 1, 0xb6, r, r, NULL)->keep = true;
 	wrote(g, r);
+	g->small |= BIT_OF(r);
 	return r;
 }
 
-static struct mem any_mem(struct gen *g, unsigned size)
+static bool in_range(const struct gen *g, const struct mem *m)
+{
+	return (m->base >= 0 || m->index >= 0) && (m->base < 0 || (g->ptr & BIT_OF(m->base))) && (m->index < 0 || (g->small & BIT_OF(m->index)));
+}
+
+static struct mem new_mem(struct gen *g, unsigned size)
 {
 	struct mem m = {.base = -1, .index = -1};
 	unsigned k = below(16);
@@ -366,6 +378,14 @@ static struct mem any_mem(struct gen *g, unsigned size)
 		m.addr32 = !below(24);
 	}
 	return m;
+}
+
+/* Compiled code often uses an operand more than once. */
+static struct mem any_mem(struct gen *g, unsigned size)
+{
+	if (!in_range(g, &g->last) || below(3))
+		g->last = new_mem(g, size);
+	return g->last;
 }
 
 /* ---- straight code ---- */
@@ -711,14 +731,20 @@ static void string(struct gen *g)
 	unsigned o = ops[below(sizeof(ops))], size = below(4);
 	uint32_t uses = BIT_OF(R_SI) | BIT_OF(R_DI) | BIT_OF(R_CX);
 	bool std = !below(12), rep = below(4);
+	struct mem near = {.base = R_SI, .index = -1};
 	struct flow_item *i;
 
 	if (g->locked & (uses | BIT_OF(R_AX)))
 		return;
 	if (!(g->ptr & BIT_OF(R_SI)) || below(2))
 		make_ptr(g, R_SI);
-	if (!(g->ptr & BIT_OF(R_DI)) || below(2))
+	if (o == 0xa4) { /* one physical page at two addresses: fast strings need not see that source and destination overlap */
+		near.disp = (int32_t)below(3 * 4096) - 4096;
+		op(g, 0, 8, 0, 0x8d, R_DI, 0, &near)->keep = true;
+		g->ptr |= BIT_OF(R_DI);
+	} else if (!(g->ptr & BIT_OF(R_DI)) || below(2)) {
 		make_ptr(g, R_DI);
+	}
 	if (below(2)) {
 		op(g, 0, 1, 1, 0xb6, R_CX, any_reg(), NULL)->keep = true;
 		op(g, 0, 4, 1, 0xb6, R_CX, R_CX, NULL)->keep = true;
@@ -742,6 +768,7 @@ static void string(struct gen *g)
 		plain(g, 0xfc, 0, 0);
 	g->clobber |= uses | BIT_OF(R_AX);
 	g->ptr &= ~(BIT_OF(R_CX) | BIT_OF(R_AX));
+	g->small &= ~(uses | BIT_OF(R_AX));
 }
 
 static void flags_image(struct gen *g)
@@ -1047,6 +1074,7 @@ static void call(struct gen *g)
 	for (r = 16; r-- > 0;)
 		if (save & BIT_OF(r))
 			pop(g, r);
+	g->small = 0;
 	g->ptr &= ~(fn->clobber & ~save);
 	g->clobber |= fn->clobber;
 	g->cost += fn->cost;
@@ -1201,6 +1229,37 @@ static void misaligned_stack(struct gen *g)
 	g->frame = frame_was;
 }
 
+/* A branch to where nothing can be fetched: not canonical, not mapped, not executable. */
+static void wild_branch(struct gen *g)
+{
+	int over = new_label(g);
+	unsigned r = out_reg(g), kind = below(3);
+	struct flow_item *i;
+	uint64_t to = below(3) ? FLOW_CODE + (below(2) ? 0x800000 + below(0x10000) : FLOW_CODE_PAGES * 4096) : FLOW_DATA + below(4096);
+
+	if (kind && below(2)) /* the engine's CALL has stored the return address by then, below rsp */
+		to = (rnd() | BIT(47)) & ~BIT(63);
+	if (below(4))
+		jcc(g, below(16), over);
+	i = new_item(g);
+	i->keep = true;
+	byte(g, i, 0x48 | (r >> 3));
+	byte(g, i, 0xb8 | (r & 7));
+	imm(g, i, to, 8, false);
+	wrote(g, r);
+	if (kind == 2) {
+		push(g, r);
+		plain(g, below(2) ? 0xc3 : 0xf2, 0, 0);
+		if (g->f->items[g->f->nitems - 1].bytes[0] == 0xf2)
+			byte(g, &g->f->items[g->f->nitems - 1], 0xc3);
+		g->depth -= 8;
+	} else {
+		op(g, 0, 4, 0, 0xff, 2 + 2 * kind, r, NULL);
+	}
+	keep_last(g);
+	place(g, over);
+}
+
 /* Out of the loop, or out of all. */
 static void leave_early(struct gen *g)
 {
@@ -1213,6 +1272,10 @@ static void leave_early(struct gen *g)
 	}
 	if (!g->is_main && g->rbp_frame)
 		return;
+	if (!below(24)) {
+		wild_branch(g);
+		return;
+	}
 	if (g->is_main && below(4))
 		return;
 	over = new_label(g);
@@ -1344,7 +1407,8 @@ static void function(struct gen *g, bool is_main)
 		g->segment_len = 0;
 	}
 	g->locked = BIT_OF(SP);
-	g->ptr = g->clobber = g->cost = g->unit = 0;
+	g->ptr = g->small = g->clobber = g->cost = g->unit = 0;
+	g->last = (struct mem){.base = -1, .index = -1};
 	g->depth = g->frame = 0;
 	g->is_main = is_main;
 	g->rbp_frame = g->full = false;
