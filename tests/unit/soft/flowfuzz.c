@@ -34,7 +34,12 @@
 #define STUCK_SECONDS 60
 
 /* Pages of both sides: the code's versions, data, stack. */
-enum { PAGE_CODE, PAGE_DATA = PAGE_CODE + VERSIONS * FLOW_CODE_PAGES, PAGE_STACK = PAGE_DATA + FLOW_DATA_PAGES, PAGES = PAGE_STACK + FLOW_STACK_PAGES };
+enum {
+	PAGE_CODE,
+	PAGE_DATA = PAGE_CODE + VERSIONS * FLOW_CODE_PAGES,
+	PAGE_STACK = PAGE_DATA + FLOW_DATA_PAGES,
+	PAGES = PAGE_STACK + FLOW_STACK_PAGES,
+};
 
 static const gpa_t page_gpa[PAGES] = {
 	0x500000, 0x580000, 0x501000, 0x590000, 0x503000, 0x600000, 0x680000, 0x601000, 0x690000, 0x603000,
@@ -357,7 +362,7 @@ static bool one_run(unsigned nr)
 {
 	static struct regs start;
 	static struct cpu_state s;
-	bool flush = true, noise = false;
+	bool flush = true, noise = false, bad;
 	struct rig_result res;
 
 	if (!nr || below(2))
@@ -374,7 +379,9 @@ static bool one_run(unsigned nr)
 	res = run_engine(&s, &start, flush, noise);
 	runs++;
 	faults += native_out.vector != EXC_GP;
-	if (!native_differs(&s, &res) & !memory_differs())
+	bad = native_differs(&s, &res);
+	bad |= memory_differs();
+	if (!bad)
 		return true;
 	printf("in run %u from %#lx, %s%s%s, ended natively with vector %u error %x cr2 %lx at %#lx\n", nr, (unsigned long)start.rip,
 	       rig.sv->cache->all_hot ? "regions" : "blocks", noise ? ", with noise" : "", flush ? ", flushed" : "", native_out.vector, native_out.error,
@@ -512,7 +519,7 @@ int main(int argc, char **argv)
 		if (isatty(2) && n % 4096 == 0)
 			fprintf(stderr, "\r%lu cases", n);
 	}
-	printf("%lu cases of seed %lu in %lu runs, %lu differ; %lu runs ended with a fault, %lu interruptions\n", n - first, (unsigned long)case_seed, runs, bad,
-	       faults, noises);
+	printf("%lu cases of seed %lu in %lu runs, %lu differ; %lu runs ended with a fault, %lu interruptions\n", n - first,
+	       (unsigned long)case_seed, runs, bad, faults, noises);
 	return bad != 0;
 }
