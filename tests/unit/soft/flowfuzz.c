@@ -298,6 +298,8 @@ static void random_start(struct regs *r)
 	r->gpr[R_SP] = FLOW_STACK + FLOW_STACK_PAGES * PAGE_SIZE - 8 * below(16);
 	if (!below(16))
 		r->gpr[R_SP] -= below(8);
+	if (!below(4)) /* over a page's end */
+		r->gpr[R_SP] -= PAGE_SIZE - 128;
 	if (!below(16)) /* little of it */
 		r->gpr[R_SP] = FLOW_STACK + below(300);
 	r->rflags = (rnd() & FL_ARITH) | FL_FIXED | FL_IF;

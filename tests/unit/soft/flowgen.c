@@ -383,6 +383,64 @@ static void saved(struct gen *g)
 	}
 }
 
+static void access8(struct gen *g, unsigned r)
+{
+	struct mem m = {.base = (int)r, .index = -1, .disp = 8 * ((int32_t)below(3) - 1)};
+
+	if (below(4))
+		m.disp = 0;
+	asm_op(g, 0, below(4) ? 8 : 4, 0, below(2) ? 0x8b : 0x03, g->locked & BIT_OF(R_AX) ? ops_out_reg(g) : R_AX, 0, &m);
+	ops_wrote(g, R_AX);
+}
+
+/* A pointer at a page's end that is aligned on one path and not on the other, or not any more: nobody may take it for aligned. */
+static void alignment_lost(struct gen *g)
+{
+	unsigned r = ops_out_reg(g), q = ops_out_reg(g);
+	uint64_t end = FLOW_DATA + 4096 * (1 + below(2));
+	struct mem m = {.base = -1, .index = -1, .disp = (int32_t)(end - 8 * (1 + below(2)))};
+	int over = asm_label(g);
+	struct flow_item *i;
+
+	if ((g->locked & BIT_OF(R_AX)) || q == R_AX || r == R_AX)
+		return;
+	asm_op(g, 0, 8, 0, 0x8d, r, 0, &m);
+	access8(g, r);
+	switch (below(4)) {
+	case 0: case 1: /* on one path */
+		jcc(g, below(16), over);
+		i = asm_op(g, 0, 8, 0, 0x83, 0, r, NULL);
+		asm_imm(g, i, 1 + below(7), 1, false);
+		if (below(2))
+			access8(g, r);
+		asm_place(g, over);
+		break;
+	case 2: /* by CMPXCHG, which writes rax */
+		asm_op(g, 0, 8, 0, 0x8d, R_AX, 0, &m);
+		m.disp += 1 + (int32_t)below(7);
+		asm_op(g, 0, 8, 0, 0x8d, q, 0, &m);
+		m = (struct mem){.base = R_AX, .index = -1};
+		asm_op(g, 0, 8, 0, 0x8b, r, 0, &m);
+		asm_op(g, 0, 8, 1, 0xb1, r, q, NULL);
+		asm_op(g, 0, 8, 0, 0x03, r, 0, &m);
+		break;
+	default: /* by a write to its low half or quarter */
+		m.disp += 1 + (int32_t)below(7);
+		i = asm_op(g, 0, below(2) ? 1 : 2, 0, 0xc6, 0, r, NULL);
+		if (i->bytes[0] == 0x66) {
+			i->bytes[i->len - 2] = 0xc7;
+			asm_imm(g, i, (uint64_t)m.disp & 0xffff, 2, false);
+		} else {
+			asm_imm(g, i, (uint64_t)m.disp & 0xff, 1, false);
+		}
+	}
+	access8(g, r);
+	access8(g, r);
+	ops_wrote(g, r);
+	ops_wrote(g, q);
+	ops_wrote(g, R_AX);
+}
+
 static void frame(struct gen *g)
 {
 	uint32_t locked = g->locked;
@@ -539,6 +597,8 @@ static void unit(struct gen *g)
 	}
 	if (k == 20)
 		get_pc(g);
+	else if (k == 21)
+		alignment_lost(g);
 	else
 		ops_straight(g);
 }
