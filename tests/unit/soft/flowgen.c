@@ -402,7 +402,7 @@ static void alignment_lost(struct gen *g)
 	int over = asm_label(g);
 	struct flow_item *i;
 
-	if ((g->locked & BIT_OF(R_AX)) || q == R_AX || r == R_AX)
+	if ((g->locked & BIT_OF(R_AX)) || q == r || q == R_AX || r == R_AX)
 		return;
 	asm_op(g, 0, 8, 0, 0x8d, r, 0, &m);
 	access8(g, r);
@@ -423,6 +423,7 @@ static void alignment_lost(struct gen *g)
 		asm_op(g, 0, 8, 0, 0x8b, r, 0, &m);
 		asm_op(g, 0, 8, 1, 0xb1, r, q, NULL);
 		asm_op(g, 0, 8, 0, 0x03, r, 0, &m);
+		asm_op(g, 0, 8, 0, 0x8d, r, 0, &m); /* r has had data */
 		break;
 	default: /* by a write to its low half or quarter */
 		m.disp += 1 + (int32_t)below(7);
