@@ -254,6 +254,8 @@ static bool check_unit(struct vcpu *v, const struct insn *in)
 	}
 	if (s->cr0 & CR0_TS)
 		return vcpu_raise(v, EXC_NM);
+	if (in->x87_wait)
+		vec_save(v);
 	return !x87_pending(s, in) || vcpu_raise(v, EXC_MF);
 }
 
@@ -265,7 +267,6 @@ static bool run_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	sv->stepping = true;
 	enter(sv, stub);
 	sv->stepping = false;
-	vec_save(&sv->v);
 	if (sv->exit_reason != SX_STEP)
 		return false;
 	sv->v.s.rip += in->len;
@@ -370,8 +371,11 @@ static bool step_memory(struct soft_vcpu *sv, const struct insn *in, const uint8
 	if (size > BOUNCE_SIZE)
 		return vcpu_raise_ud(v);
 	/* MXCSR.MM set: the CPU decides, as the buffer below is aligned like the operand */
-	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1)) && !(get_le32(v->s.xsave + 24) & BIT(17)))
-		return vcpu_raise_gp(v, 0);
+	if (in->mem_aligned && ((v->s.seg[in->seg].base + off) & (size - 1))) {
+		vec_save(v);
+		if (!(get_le32(v->s.xsave + 24) & BIT(17)))
+			return vcpu_raise_gp(v, 0);
+	}
 	if (!seg_linear(v, in->seg, off, size, write, &la))
 		return in->mem_masked && step_nothing(sv, in, bytes);
 	if ((sv->hflags & HF_ALIGN) && size <= 8 && (la & (size - 1)))
@@ -475,14 +479,17 @@ static void spin_wait(struct soft_vcpu *sv)
 	sv->last_yield = clock_now();
 }
 
-/* Routines that touch no vector state and need no vector registers, the frequent ones: run while the guest's are live (vec_save). */
+/*
+ * Routines that touch no vector state and need no vector registers, the frequent ones: run while the guest's are live (vec_save).
+ * Native instructions want them live, and save them where it must be.
+ */
 static bool is_light(const struct vcpu *v, const struct insn *in)
 {
 	switch (in->kind) {
 	case INSN_SYSCALL: case INSN_SYSRET: case INSN_IRET: case INSN_SWAPGS: case INSN_MOV_RM_SEG: case INSN_MOV_SEG_RM:
 	case INSN_MOV_R_CR: case INSN_MOV_CR_R: case INSN_CLTS: case INSN_INVLPG: case INSN_CPUID: case INSN_RDTSC: case INSN_RDTSCP:
 	case INSN_RDFSBASE: case INSN_RDGSBASE: case INSN_WRFSBASE: case INSN_WRGSBASE: case INSN_CLI: case INSN_STI: case INSN_CLAC: case INSN_STAC:
-	case INSN_PUSHF: case INSN_POPF:
+	case INSN_PUSHF: case INSN_POPF: case INSN_NATIVE: case INSN_MASKMOV:
 		return true;
 	case INSN_WRMSR:
 		return msr_is_base((uint32_t)v->s.gpr[R_CX]);
@@ -512,8 +519,10 @@ static bool step_insn(struct soft_vcpu *sv, struct insn *in)
 		v->s.rip += in->len;
 		return true;
 	}
-	if (insn_is_pause(in))
+	if (insn_is_pause(in)) {
+		vec_save(v);
 		spin_wait(sv);
+	}
 	if (!check_unit(v, in))
 		return false;
 	if (in->mem == MEM_NONE) {

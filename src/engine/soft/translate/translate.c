@@ -302,6 +302,13 @@ static unsigned step_hash(const struct insn *in, const uint8_t *bytes)
 	return h % STEP_HASH;
 }
 
+static bool same_bytes(const uint8_t *a, const uint8_t *b, unsigned n)
+{
+	while (n && *a == *b)
+		a++, b++, n--;
+	return !n;
+}
+
 void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t *bytes)
 {
 	struct code_cache *c = sv->cache;
@@ -313,8 +320,9 @@ void *translate_step(struct soft_vcpu *sv, const struct insn *in, const uint8_t 
 	cache_lock(c);
 	for (;;) {
 		for (s = c->steps[h]; s; s = s->next)
-			if (s->len == in->len && s->mode == in->mode && !memcmp(s->bytes, bytes, in->len))
+			if (s->len == in->len && s->mode == in->mode && same_bytes(s->bytes, bytes, in->len))
 				goto found;
+		vec_save(&sv->v);
 		if (translate_room(c) && c->nsteps < c->max_steps)
 			break;
 		cache_unlock(c);
