@@ -54,9 +54,12 @@ static bool bad(struct importer *i, const char *fmt, const char *what)
 /* Told when all has gone well: an error is one line. */
 static void note(struct importer *i, const char *line, const char *what)
 {
-	if (i->nnotes < NOTES_MAX)
-		snprintf(i->notes[i->nnotes++], sizeof(i->notes[0]), "%s%s%.128s", line, what ? " " : "",
-			 what ? what : "");
+	char text[sizeof(i->notes[0])];
+
+	if (i->nnotes == NOTES_MAX)
+		return;
+	snprintf(text, sizeof(text), "%s%s%.128s", line, what ? " " : "", what ? what : "");
+	memcpy(i->notes[i->nnotes++], text, sizeof(text));
 }
 
 /* An error of an unpacked disk names the disk as the archive does. */

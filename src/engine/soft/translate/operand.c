@@ -53,6 +53,8 @@ static uint32_t cross(struct trans *t, unsigned ea, unsigned size)
 	struct emit *e = &t->e;
 	uint32_t same, other, done;
 
+	if (ea == R_CX)
+		ea = t->rx;
 	e_lea(e, 1, R_CX, (int)ea, -1, 0, (int32_t)size - 1);
 	e_pext(e, R_CX, R_CX, GS(mask_page));
 	e_load_gs_index(e, R_CX, R_CX, 0);
