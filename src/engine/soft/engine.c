@@ -18,7 +18,7 @@
 
 _Static_assert(offsetof(struct soft_vcpu, self) <= VCPU_OFF, "what translated code reads must lie in the mapped part");
 _Static_assert(JC_ENTRIES == 1 << 15 && JC_MASK1 == JC_ENTRIES - 1, "the masks select 15 bits");
-_Static_assert(JC_ENTRIES * 16 + 8 <= CTX_PRIV_SIZE - 64, "jump cache, generation and check word share the private pages");
+_Static_assert(JC_ENTRIES * 16 + 8 <= CTX_PRIV_SIZE - 64, "jump cache, page bases and check word share the private pages");
 
 static struct soft_engine *soft_engine(struct engine *e) { return (struct soft_engine *)e; }
 

@@ -4,7 +4,7 @@
  * Interrupt requests are seen at safepoints: a load through poll_ptr before every backward branch, in every indirect one,
  * and where code runs on over the end of the address space to 0: so every loop has one. Within a page, blocks are
  * chained by plain jumps. A jump to another page goes through a thunk that checks that the page is still mapped as it
- * was when the exits were chained: see cache_mapping.
+ * was when the exits were chained: see mmu/view.c.
  */
 #include "engine/soft/translate/trans_int.h"
 
