@@ -81,14 +81,14 @@ static void jc_insert(struct code_view *w, uint64_t pc, void *host)
 	void **to = (void **)(w->gs - JC_HOST_OFF);
 	unsigned i = jc_place(pc, false), other;
 
-	if (neg[i] != jc_empty(i) && neg[i] != -(int64_t)pc) { /* who was here moves to its second place */
-		other = jc_place((uint64_t)-neg[i], true);
+	if (neg[i] != jc_empty(i) && neg[i] != (int64_t)(0 - pc)) { /* who was here moves to its second place */
+		other = jc_place(0 - (uint64_t)neg[i], true);
 		neg[other] = neg[i];
 		to[other] = to[i];
 		jc_note(w, other);
 	}
 	jc_note(w, i);
-	neg[i] = -(int64_t)pc;
+	neg[i] = (int64_t)(0 - pc);
 	to[i] = host;
 	w->jc_used = true;
 }
@@ -98,7 +98,7 @@ static void jc_remove(const struct code_view *w, uint64_t pc)
 	for (unsigned second = 0; second < 2; second++) {
 		unsigned i = jc_place(pc, second);
 
-		if (__atomic_load_n(&jc_neg(w)[i], __ATOMIC_RELAXED) == -(int64_t)pc)
+		if (__atomic_load_n(&jc_neg(w)[i], __ATOMIC_RELAXED) == (int64_t)(0 - pc))
 			__atomic_store_n(&jc_neg(w)[i], jc_empty(i), __ATOMIC_RELAXED);
 	}
 }
@@ -111,7 +111,7 @@ const void *view_find(struct soft_vcpu *sv, uint64_t pc)
 	for (unsigned second = 0; second < 2; second++) {
 		unsigned i = jc_place(pc, second);
 
-		if (__atomic_load_n(&jc_neg(w)[i], __ATOMIC_RELAXED) == -(int64_t)pc)
+		if (__atomic_load_n(&jc_neg(w)[i], __ATOMIC_RELAXED) == (int64_t)(0 - pc))
 			return to[i];
 	}
 	return NULL;
