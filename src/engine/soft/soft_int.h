@@ -80,7 +80,7 @@ struct code_view {
 	bool jc_nonglobal, jc_used;
 	bool absolute;   /* blocks without a slot are in the jump cache */
 	uint16_t jc_log[JC_LOG]; /* the places filled since the jump cache was emptied, while there are few */
-	unsigned njc_log, nfilled;
+	unsigned njc_log, nfilled, cap;
 	uint32_t *filled; /* slots whose base is known */
 	uint64_t global[CODE_SLOTS / 64];
 	uint64_t seen[VIEW_SEEN / 64]; /* guest pages with a base, hashed */
@@ -329,7 +329,7 @@ bool table_touch(struct soft_vcpu *sv, uint64_t addr);
 void table_select(struct soft_vcpu *sv); /* choose ctx from CR3, CPL, AC */
 
 /* mmu/view.c */
-bool view_init(struct code_view *w, uint8_t *gs, struct error *err);
+void view_init(struct code_view *w, uint8_t *gs);
 void view_fini(struct code_view *w);
 /* b may run at pc, whose page is mapped so now, in the current context. Lock of the code cache held. */
 void view_add(struct soft_vcpu *sv, struct block *b, uint64_t pc, bool global);

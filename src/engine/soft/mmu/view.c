@@ -32,12 +32,10 @@ static void jc_fill_empty(struct code_view *w)
 	jc_neg(w)[0] = jc_empty(0);
 }
 
-bool view_init(struct code_view *w, uint8_t *gs, struct error *err)
+void view_init(struct code_view *w, uint8_t *gs)
 {
 	w->gs = gs;
-	w->filled = calloc(CODE_SLOTS, sizeof(*w->filled));
 	jc_neg(w)[0] = jc_empty(0); /* the other places are 0 */
-	return w->filled || error_set(err, "out of memory");
 }
 
 void view_fini(struct code_view *w)
@@ -125,6 +123,22 @@ static unsigned seen_bit(uint64_t page)
 }
 _Static_assert(VIEW_SEEN == 1 << 12, "seen_bit");
 
+static void note_filled(struct soft_vcpu *sv, struct code_view *w, uint32_t slot)
+{
+	if (w->nfilled == w->cap) {
+		unsigned cap = w->cap ? w->cap * 2 : 128;
+		uint32_t *filled;
+
+		vec_save(&sv->v); /* libc */
+		filled = realloc(w->filled, cap * sizeof(*filled));
+		if (!filled)
+			abort();
+		w->filled = filled;
+		w->cap = cap;
+	}
+	w->filled[w->nfilled++] = slot;
+}
+
 static void set_base(struct soft_vcpu *sv, struct code_view *w, uint32_t slot, uint64_t page_pc, bool global)
 {
 	uint64_t *base = &bases_of(w)[slot], old = *base;
@@ -140,7 +154,7 @@ static void set_base(struct soft_vcpu *sv, struct code_view *w, uint32_t slot, u
 	if (old) /* the page is mapped twice */
 		jc_clear(sv, w);
 	else
-		w->filled[w->nfilled++] = slot;
+		note_filled(sv, w, slot);
 	__atomic_store_n(base, page_pc + 1, __ATOMIC_RELAXED);
 }
 
